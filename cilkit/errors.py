@@ -1,0 +1,12 @@
+"""The two ways in which cilkit stops on purpose."""
+
+
+class UserError(ValueError):
+    """Bad input. The message is one sentence: the value, what was expected, what to do."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Interrupted by a person. Everything finished so far is kept; the next run goes on from there.
+
+    A KeyboardInterrupt, so that "Run All" ends instead of going on with the next cell.
+    """
