@@ -1,0 +1,507 @@
+"""Artifacts: folders that are whole or absent, named by what they were made from.
+
+    artifacts/<stage>/<key>/            the first payload made for this key
+    artifacts/<stage>/<key>~<digest>/   another payload with the same key (another machine, a hand-corrected realm)
+    artifacts/<stage>/<key>.part/       being made, or interrupted; the next attempt goes on from it
+    artifacts/<stage>/<key>.lock        who is making it
+
+*key* = sha256 of (stage, stage version, identity parameters, digests of the inputs); *digest* = sha256 of the payload's
+files. Execution parameters (device, workers, ...) and everything that a clock or a host decides live in `measured.json`,
+which neither of them reads. `artifact.json` is written last and the folder is renamed into place, so a folder with a
+final name is complete. Nothing here knows science or notebooks, and nothing here needs more than numpy.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cilkit.errors import Stopped, UserError
+
+KEY_LENGTH = 16  # hex digits of a key or digest in a folder name; the full values stand in artifact.json
+HEARTBEAT = 5.0  # seconds between two signs of life of a maker
+SILENCE = 60.0  # a maker on another machine that was silent for so many seconds is taken to be dead
+
+
+# ---------------------------------------------------------------- where, and how files are written
+
+
+def repository() -> Path | None:
+    """The checkout that holds this workbook: walk up from the working directory, else the editable package's parent."""
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents, Path(__file__).resolve().parent.parent):
+        if (folder / "notebooks").is_dir() and (folder / "cilkit" / "artifacts.py").is_file():
+            return folder
+    return None
+
+
+def root() -> Path:
+    """The artifacts folder: `CILKIT_ARTIFACTS`, else `artifacts/` in the repository."""
+    named = os.environ.get("CILKIT_ARTIFACTS")
+    if named:
+        return Path(named).expanduser().absolute()
+    found = repository()
+    if found is None:
+        raise UserError(
+            f"no place for artifacts: {Path.cwd()} is not inside the workbook's repository; "
+            "set CILKIT_ARTIFACTS to a folder or start from the repository"
+        )
+    return found / "artifacts"
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and nothing left to chance; numpy scalars count as numbers, tuples as lists."""
+
+    def plain(item: Any) -> Any:
+        if hasattr(item, "tolist"):  # numpy scalars and arrays
+            return item.tolist()
+        raise UserError(
+            f"{item!r} ({type(item).__name__}) cannot identify an artifact; use numbers, texts, lists, dicts"
+        )
+
+    try:
+        return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, default=plain)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{value!r} cannot identify an artifact: {error}") from error
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def atomic_write(path: str | Path, content: bytes | str) -> Path:
+    """Write beside, fsync, rename: the file at `path` is the old one or the whole new one, never half."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Readable JSON with sorted keys: equal values give equal bytes."""
+    return atomic_write(
+        path, json.dumps(json.loads(canonical(value)), sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    )
+
+
+def save_npy(path: str | Path, array: Any) -> Path:
+    """One array as `.npy`, without pickle."""
+    import io
+
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return atomic_write(path, buffer.getvalue())
+
+
+def write_parquet(path: str | Path, table: Any) -> Path:
+    """A DataFrame as Parquet: no index, no metadata that differs between two equal tables."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None), sink)
+    return atomic_write(path, sink.getvalue().to_pybytes())
+
+
+def sha256_of(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- what an artifact is
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder. Compare and pass on by `digest`: it names the payload, whatever the folder is called."""
+
+    path: Path
+    stage: str
+    key: str
+    digest: str
+    identity: dict
+    inputs: dict  # name -> {"stage", "key", "digest"}
+    files: list  # [{"path", "sha256", "bytes"}], sorted by path
+
+    @property
+    def name(self) -> str:
+        """How parameter files and people call it, e.g. `backbone/3f2a…`; `artifacts.open_artifact(name)` finds it."""
+        return f"{self.stage}/{self.path.name}"
+
+    @property
+    def measured(self) -> dict:
+        """Seconds, host, dates: facts about the making, never part of what was made."""
+        path = self.path / "measured.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def file(self, name: str) -> Path:
+        path = self.path / name
+        if not path.exists():
+            raise UserError(
+                f"{self.name} has no file {name!r}; it holds {', '.join(f['path'] for f in self.files[:8])}"
+            )
+        return path
+
+
+class Work:
+    """The folder in which a payload grows. It outlives an interrupted attempt: look into `path` before doing a piece again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.scratch = path / "scratch"  # checkpoints; gone when the artifact is finished
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        self.numbers: dict[str, Any] = {}
+
+    def measure(self, **numbers: Any) -> None:
+        """Note numbers that a clock decides, e.g. `images_per_second=41.2`."""
+        self.numbers.update(numbers)
+
+
+def key_of(stage: str, version: int, identity: dict, inputs: dict[str, Artifact]) -> str:
+    digests = {name: artifact.digest for name, artifact in inputs.items()}
+    return hashlib.sha256(canonical([stage, version, identity, digests]).encode()).hexdigest()
+
+
+def _list_files(folder: Path) -> list[dict]:
+    found = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    names = [(p.relative_to(folder).as_posix(), p) for p in found]
+    return [
+        {"path": name, "sha256": sha256_of(p), "bytes": p.stat().st_size}
+        for name, p in sorted(names)
+        if name not in ("artifact.json", "measured.json") and not name.startswith("scratch/")
+    ]
+
+
+def _digest_of(files: list[dict]) -> str:
+    return hashlib.sha256(canonical([[f["path"], f["sha256"]] for f in files]).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- finding
+
+
+def _read(folder: Path) -> Artifact:
+    """Open a finished folder; sizes are compared, so a truncated or missing file is noticed without hashing."""
+    try:
+        card = json.loads((folder / "artifact.json").read_text())
+        wanted = ("stage", "key", "digest", "identity", "inputs", "files")
+        artifact = Artifact(path=folder, **{name: card[name] for name in wanted})
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder / 'artifact.json'} cannot be read ({error}); delete the folder {folder.name} and run again"
+        ) from error
+    for file in artifact.files:
+        path = folder / file["path"]
+        if not path.is_file() or path.stat().st_size != file["bytes"]:
+            state = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
+            raise UserError(
+                f"{artifact.name}: {file['path']} {state}, {file['bytes']} bytes were written; "
+                f"delete the folder {folder} and run again, or restore the file"
+            )
+    return artifact
+
+
+def find(stage: str, key: str, digest: str | None = None) -> Artifact | None:
+    """The artifact with this key: the first one made, or the sibling with that digest. None if there is none."""
+    folder = root() / stage
+    first = folder / key[:KEY_LENGTH]
+    candidates = [first, *sorted(folder.glob(f"{key[:KEY_LENGTH]}~*"))]
+    for candidate in candidates:
+        if candidate.is_dir():
+            artifact = _read(candidate)
+            if digest is None or artifact.digest.startswith(digest):
+                return artifact
+    return None
+
+
+def open_artifact(name: str | Path) -> Artifact:
+    """Open by name (`stage/key`, `stage/key~digest`, a unique beginning of either) or by folder."""
+    path = Path(name)
+    if (path / "artifact.json").is_file():
+        return _read(path.absolute())
+    stage, _, start = str(name).partition("/")
+    hidden = (".part", ".lock")
+    hits = (
+        [p for p in sorted((root() / stage).glob(f"{start}*")) if p.is_dir() and p.suffix not in hidden]
+        if start
+        else []
+    )
+    exact = [p for p in hits if p.name == start]
+    if len(exact) == 1 or len(hits) == 1:
+        return _read((exact or hits)[0])
+    if not hits:
+        raise UserError(
+            f"no artifact {str(name)!r} under {root()}; expected stage/key such as backbone/3f2a91, or a folder"
+        )
+    raise UserError(f"artifact {str(name)!r} is ambiguous: {', '.join(p.name for p in hits)}; write more of its name")
+
+
+def all_artifacts(stage: str | None = None) -> Iterator[Artifact]:
+    """Every finished artifact, sorted by stage and name."""
+    for card in sorted(root().glob(f"{stage or '*'}/*/artifact.json")):
+        if card.parent.suffix != ".part":
+            yield _read(card.parent)
+
+
+def verify(artifact: Artifact) -> list[str]:
+    """Hash the payload again; one sentence for each file that is not as it was written."""
+    now = {file["path"]: file for file in _list_files(artifact.path)}
+    problems = []
+    for file in artifact.files:
+        have = now.pop(file["path"], None)
+        if have is None:
+            problems.append(f"{artifact.name}: {file['path']} is missing")
+        elif have["sha256"] != file["sha256"]:
+            problems.append(f"{artifact.name}: {file['path']} was changed after it was written")
+    return problems + [f"{artifact.name}: {extra} was added after it was written" for extra in now]
+
+
+# ---------------------------------------------------------------- making
+
+
+def obtain(
+    stage: str,
+    version: int,
+    identity: dict,
+    inputs: dict[str, Artifact],
+    make: Callable[[Work], None],
+    execution: dict | None = None,
+    again: bool = False,
+) -> Artifact:
+    """Find the artifact of this key or make it; wait while another process makes it; take over when that one is dead.
+
+    `make(work)` writes the payload under `work.path`, whole files only (`atomic_write` and friends), and looks there first:
+    after an interruption the folder still holds what was finished. `again=True` makes it once more; a payload that differs
+    is put beside the first as a sibling, an equal one is dropped.
+    """
+    key = key_of(stage, version, identity, inputs)
+    found = None if again else find(stage, key)
+    if found is not None:
+        return found
+    with _sole_maker(stage, key) as still_ours:
+        found = find(stage, key)
+        if found is not None and not again:
+            return found  # the process that we waited for has made it
+        part = root() / stage / f"{key[:KEY_LENGTH]}.part"
+        part.mkdir(parents=True, exist_ok=True)
+        for leftover in part.rglob(".*.tmp"):
+            leftover.unlink(missing_ok=True)  # half a file of an attempt that was killed
+        work = Work(part)
+        started = time.time()
+        attempts = _note_attempt(part)
+        try:
+            make(work)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(
+                    f"the disk under {root()} is full while making {stage}/{key[:KEY_LENGTH]}; "
+                    "free some space and run again: what was finished is kept"
+                ) from error
+            raise
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, Stopped):
+                raise
+            raise Stopped(
+                f"interrupted while making {stage}/{key[:KEY_LENGTH]}; what was finished is kept, run again to go on"
+            ) from stop
+        still_ours()
+        measured = {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(started)),
+            "seconds": round(time.time() - started, 3),
+            "attempts": attempts,
+            "host": socket.gethostname(),
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+            "execution": execution or {},
+            **work.numbers,
+        }
+        return _finish(stage, version, key, identity, inputs, part, measured)
+
+
+def correct(artifact: Artifact, change: Callable[[Path], None]) -> Artifact:
+    """A hand-corrected copy: `change(folder)` edits a copy of the payload, which then stands beside the original."""
+    part = artifact.path.with_name(f"{artifact.key[:KEY_LENGTH]}~{os.getpid()}.part")
+    shutil.copytree(artifact.path, part, ignore=shutil.ignore_patterns("artifact.json", "measured.json"))
+    change(part)
+    card = json.loads((artifact.path / "artifact.json").read_text())
+    measured = {"corrected_from": artifact.digest, "host": socket.gethostname()}
+    return _finish(card["stage"], card["version"], card["key"], card["identity"], card["inputs"], part, measured)
+
+
+def _note_attempt(part: Path) -> int:
+    """Count the attempts in the scratch folder (so that the count itself never becomes payload)."""
+    counter = part / "scratch" / "attempts"
+    attempts = int(counter.read_text()) + 1 if counter.exists() else 1
+    atomic_write(counter, str(attempts))
+    return attempts
+
+
+def _finish(stage, version, key, identity, inputs, part: Path, measured: dict) -> Artifact:
+    shutil.rmtree(part / "scratch", ignore_errors=True)
+    files = _list_files(part)
+    if not files:
+        raise UserError(f"{stage}/{key[:KEY_LENGTH]} would be empty: its maker wrote no file")
+    for file in files:
+        _fsync(part / file["path"])
+    digest = _digest_of(files)
+    card = {
+        "stage": stage,
+        "version": version,
+        "key": key,
+        "digest": digest,
+        "identity": json.loads(canonical(identity)),
+        "inputs": {
+            name: value if isinstance(value, dict) else {"stage": value.stage, "key": value.key, "digest": value.digest}
+            for name, value in inputs.items()
+        },
+        "files": files,
+    }
+    write_json(part / "measured.json", measured)
+    write_json(part / "artifact.json", card)
+    _fsync(part)
+    final = root() / stage / key[:KEY_LENGTH]
+    if final.is_dir():
+        final = final.with_name(f"{key[:KEY_LENGTH]}~{digest[:KEY_LENGTH]}")
+    if find(stage, key, digest) is not None:
+        shutil.rmtree(part)  # the same payload again
+    else:
+        os.replace(part, final)
+        _fsync(final.parent)
+    return find(stage, key, digest)
+
+
+# ---------------------------------------------------------------- one maker at a time
+
+
+@contextmanager
+def _sole_maker(stage: str, key: str) -> Iterator[Callable[[], None]]:
+    """Hold `<key>.lock` while making. Yields a check that raises if somebody took over (we were silent for too long)."""
+    lock = root() / stage / f"{key[:KEY_LENGTH]}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    token = f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}:{time.time_ns()}"
+    claim = {"host": _host(), "pid": os.getpid(), "pid_started": _started(os.getpid()), "token": token}
+    told = False
+    while not _create(lock, claim):
+        if _is_dead(lock):
+            _break(lock, token)
+            continue
+        if not told:
+            print(f"cilkit: waiting for another process that is making {stage}/{key[:KEY_LENGTH]}", flush=True)
+            told = True
+        time.sleep(0.2)
+
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(HEARTBEAT):
+            if _claim_of(lock).get("token") == token:
+                os.utime(lock)
+
+    def still_ours() -> None:
+        if _claim_of(lock).get("token") != token:
+            raise UserError(
+                f"another process took over the making of {stage}/{key[:KEY_LENGTH]}; run again to use its result"
+            )
+
+    threading.Thread(target=beat, daemon=True, name="cilkit-heartbeat").start()
+    try:
+        yield still_ours
+    finally:
+        over.set()
+        if _claim_of(lock).get("token") == token:
+            lock.unlink(missing_ok=True)
+
+
+def _create(lock: Path, claim: dict) -> bool:
+    """Create the lock with its content in one step (link of a finished file): no reader ever sees half a claim."""
+    beside = lock.with_name(f".{lock.name}.{os.getpid()}.{threading.get_ident()}.claim")
+    beside.write_text(json.dumps(claim))
+    try:
+        os.link(beside, lock)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _break(lock: Path, token: str) -> None:
+    """Remove a dead maker's lock. Renaming first makes sure that of several waiting processes one does it."""
+    aside = lock.with_name(f".{lock.name}.{hashlib.sha256(token.encode()).hexdigest()[:8]}.dead")
+    try:
+        os.rename(lock, aside)
+    except FileNotFoundError:
+        return
+    if not _is_dead(aside):  # between look and rename a live maker had claimed it: give it back
+        try:
+            os.link(aside, lock)
+        except FileExistsError:
+            pass
+    aside.unlink(missing_ok=True)
+
+
+def _claim_of(lock: Path) -> dict:
+    try:
+        return json.loads(lock.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _is_dead(lock: Path) -> bool:
+    claim = _claim_of(lock)
+    try:
+        silent = time.time() - lock.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    if claim.get("host") == _host():
+        return _started(claim["pid"]) != claim["pid_started"]
+    return silent > SILENCE
+
+
+def _host() -> str:
+    """This machine since its last boot: process numbers mean nothing beyond it."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return socket.gethostname() + (":" + boot.read_text().strip() if boot.exists() else "")
+
+
+def _started(pid: int) -> str | None:
+    """When process `pid` began, in the system's own ticks; None if it is not alive (a zombie is not)."""
+    stat = Path(f"/proc/{pid}/stat")
+    if stat.parent.parent.joinpath("self").exists():  # Linux
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else fields[19]
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OSError):
+        return None
+    return "alive"
