@@ -5,10 +5,10 @@
     artifacts/<stage>/<key>.part/       being made, or interrupted; the next attempt goes on from it
     artifacts/<stage>/<key>.lock        who is making it
 
-*key* = sha256 of (stage, stage version, identity parameters, digests of the inputs); *digest* = sha256 of the payload's
-files. Execution parameters (device, workers, ...) and everything that a clock or a host decides live in `measured.json`,
-which neither of them reads. `artifact.json` is written last and the folder is renamed into place, so a folder with a
-final name is complete. Nothing here knows science or notebooks, and nothing here needs more than numpy.
+*key* = sha256 of (stage, stage version, identity parameters, digests of the inputs); *digest* = sha256 of the
+payload's files. Execution parameters (device, workers, ...) and everything that a clock or a host decides live in
+`measured.json`, which neither of them reads. `artifact.json` is written last and the folder is renamed into place, so a
+folder with a final name is complete. Nothing here knows science or notebooks, and nothing here needs more than numpy.
 """
 
 from __future__ import annotations
@@ -23,16 +23,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cilkit.errors import Stopped, UserError
+from cilkit.locks import sole_maker
 
 KEY_LENGTH = 16  # hex digits of a key or digest in a folder name; the full values stand in artifact.json
-HEARTBEAT = 5.0  # seconds between two signs of life of a maker
-SILENCE = 60.0  # a maker on another machine that was silent for so many seconds is taken to be dead
 
 
 # ---------------------------------------------------------------- where, and how files are written
@@ -172,7 +170,7 @@ class Artifact:
 
 
 class Work:
-    """The folder in which a payload grows. It outlives an interrupted attempt: look into `path` before doing a piece again."""
+    """The folder in which a payload grows. It outlives an interrupted attempt: look into `path` first."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -234,7 +232,7 @@ def find(stage: str, key: str, digest: str | None = None) -> Artifact | None:
     first = folder / key[:KEY_LENGTH]
     candidates = [first, *sorted(folder.glob(f"{key[:KEY_LENGTH]}~*"))]
     for candidate in candidates:
-        if candidate.is_dir():
+        if candidate.is_dir() and candidate.suffix != ".part":
             artifact = _read(candidate)
             if digest is None or artifact.digest.startswith(digest):
                 return artifact
@@ -247,12 +245,8 @@ def open_artifact(name: str | Path) -> Artifact:
     if (path / "artifact.json").is_file():
         return _read(path.absolute())
     stage, _, start = str(name).partition("/")
-    hidden = (".part", ".lock")
-    hits = (
-        [p for p in sorted((root() / stage).glob(f"{start}*")) if p.is_dir() and p.suffix not in hidden]
-        if start
-        else []
-    )
+    folders = (root() / stage).glob(f"{start}*") if start else ()
+    hits = sorted(p for p in folders if p.is_dir() and p.suffix != ".part")
     exact = [p for p in hits if p.name == start]
     if len(exact) == 1 or len(hits) == 1:
         return _read((exact or hits)[0])
@@ -297,15 +291,16 @@ def obtain(
 ) -> Artifact:
     """Find the artifact of this key or make it; wait while another process makes it; take over when that one is dead.
 
-    `make(work)` writes the payload under `work.path`, whole files only (`atomic_write` and friends), and looks there first:
-    after an interruption the folder still holds what was finished. `again=True` makes it once more; a payload that differs
-    is put beside the first as a sibling, an equal one is dropped.
+    `make(work)` writes the payload under `work.path`, whole files only (`atomic_write` and friends), and looks there
+    first: after an interruption the folder still holds what was finished. `again=True` makes it once more; a payload
+    that differs is put beside the first as a sibling, an equal one is dropped.
     """
     key = key_of(stage, version, identity, inputs)
     found = None if again else find(stage, key)
     if found is not None:
         return found
-    with _sole_maker(stage, key) as still_ours:
+    what = f"{stage}/{key[:KEY_LENGTH]}"
+    with sole_maker(root() / stage / f"{key[:KEY_LENGTH]}.lock", what) as still_ours:
         found = find(stage, key)
         if found is not None and not again:
             return found  # the process that we waited for has made it
@@ -321,16 +316,14 @@ def obtain(
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UserError(
-                    f"the disk under {root()} is full while making {stage}/{key[:KEY_LENGTH]}; "
+                    f"the disk under {root()} is full while making {what}; "
                     "free some space and run again: what was finished is kept"
                 ) from error
             raise
         except KeyboardInterrupt as stop:
             if isinstance(stop, Stopped):
                 raise
-            raise Stopped(
-                f"interrupted while making {stage}/{key[:KEY_LENGTH]}; what was finished is kept, run again to go on"
-            ) from stop
+            raise Stopped(f"interrupted while making {what}; what was finished is kept, run again to go on") from stop
         still_ours()
         measured = {
             "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(started)),
@@ -395,113 +388,3 @@ def _finish(stage, version, key, identity, inputs, part: Path, measured: dict) -
         os.replace(part, final)
         _fsync(final.parent)
     return find(stage, key, digest)
-
-
-# ---------------------------------------------------------------- one maker at a time
-
-
-@contextmanager
-def _sole_maker(stage: str, key: str) -> Iterator[Callable[[], None]]:
-    """Hold `<key>.lock` while making. Yields a check that raises if somebody took over (we were silent for too long)."""
-    lock = root() / stage / f"{key[:KEY_LENGTH]}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    token = f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}:{time.time_ns()}"
-    claim = {"host": _host(), "pid": os.getpid(), "pid_started": _started(os.getpid()), "token": token}
-    told = False
-    while not _create(lock, claim):
-        if _is_dead(lock):
-            _break(lock, token)
-            continue
-        if not told:
-            print(f"cilkit: waiting for another process that is making {stage}/{key[:KEY_LENGTH]}", flush=True)
-            told = True
-        time.sleep(0.2)
-
-    over = threading.Event()
-
-    def beat() -> None:
-        while not over.wait(HEARTBEAT):
-            if _claim_of(lock).get("token") == token:
-                os.utime(lock)
-
-    def still_ours() -> None:
-        if _claim_of(lock).get("token") != token:
-            raise UserError(
-                f"another process took over the making of {stage}/{key[:KEY_LENGTH]}; run again to use its result"
-            )
-
-    threading.Thread(target=beat, daemon=True, name="cilkit-heartbeat").start()
-    try:
-        yield still_ours
-    finally:
-        over.set()
-        if _claim_of(lock).get("token") == token:
-            lock.unlink(missing_ok=True)
-
-
-def _create(lock: Path, claim: dict) -> bool:
-    """Create the lock with its content in one step (link of a finished file): no reader ever sees half a claim."""
-    beside = lock.with_name(f".{lock.name}.{os.getpid()}.{threading.get_ident()}.claim")
-    beside.write_text(json.dumps(claim))
-    try:
-        os.link(beside, lock)
-        return True
-    except FileExistsError:
-        return False
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _break(lock: Path, token: str) -> None:
-    """Remove a dead maker's lock. Renaming first makes sure that of several waiting processes one does it."""
-    aside = lock.with_name(f".{lock.name}.{hashlib.sha256(token.encode()).hexdigest()[:8]}.dead")
-    try:
-        os.rename(lock, aside)
-    except FileNotFoundError:
-        return
-    if not _is_dead(aside):  # between look and rename a live maker had claimed it: give it back
-        try:
-            os.link(aside, lock)
-        except FileExistsError:
-            pass
-    aside.unlink(missing_ok=True)
-
-
-def _claim_of(lock: Path) -> dict:
-    try:
-        return json.loads(lock.read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _is_dead(lock: Path) -> bool:
-    claim = _claim_of(lock)
-    try:
-        silent = time.time() - lock.stat().st_mtime
-    except FileNotFoundError:
-        return False
-    if claim.get("host") == _host():
-        return _started(claim["pid"]) != claim["pid_started"]
-    return silent > SILENCE
-
-
-def _host() -> str:
-    """This machine since its last boot: process numbers mean nothing beyond it."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return socket.gethostname() + (":" + boot.read_text().strip() if boot.exists() else "")
-
-
-def _started(pid: int) -> str | None:
-    """When process `pid` began, in the system's own ticks; None if it is not alive (a zombie is not)."""
-    stat = Path(f"/proc/{pid}/stat")
-    if stat.parent.parent.joinpath("self").exists():  # Linux
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        return None if fields[0] in "ZX" else fields[19]
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OSError):
-        return None
-    return "alive"
