@@ -1,0 +1,20 @@
+"""Realms: the classes that may come, foreseen by a language model from a theme's name (Premonition, stage 1)."""
+
+from cilkit.realms.audit import audit, overlap
+from cilkit.realms.backends import LanguageModel, Replayed, kept_realms
+from cilkit.realms.foresight import foresee
+from cilkit.realms.parsing import Report
+from cilkit.realms.realm import Concept, Realm, Reply
+
+__all__ = [
+    "Concept",
+    "LanguageModel",
+    "Realm",
+    "Replayed",
+    "Reply",
+    "Report",
+    "audit",
+    "foresee",
+    "kept_realms",
+    "overlap",
+]
