@@ -5,8 +5,9 @@ test part), each blended by absolute difference, at a random place and scale, in
 that scikit-learn ships. Train and test share neither a scan nor a region of a photograph. Every test scan is used once,
 every training scan twice: 2,514 train and 540 test images, 54 test images a class.
 
-Measured with this recipe (train on all 2,514, last accuracy on the 540): {numbers}
-Plain `digits` are the scans alone: for tests only, because raw-pixel nearest mean already has {digits} there.
+Measured with this recipe (train on all 2,514, last accuracy on the 540): raw-pixel nearest mean
+10.9 %, shrinkage LDA (Ledoit-Wolf) 11.7 %, 1-NN 41.1 %, SVM (RBF, C = 1) 29.1 %.
+Plain `digits` are the scans alone (1,257 and 540), for tests only: nearest mean has 88.3 % there, shrinkage LDA 95.7 %.
 """
 
 import difflib

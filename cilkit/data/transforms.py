@@ -32,7 +32,7 @@ def augment(batch: "torch.Tensor", recipe: str, generator: "torch.Generator") ->
     none:     the batch itself.
     shift:    up to 2 pixels in each direction, reflected at the border.
     digits:   shift up to 3 pixels, scale 0.85 … 1.15, rotation up to 10 degrees, brightness and contrast.
-    pretrain: for paintings that fill the image: scale 0.45 … 1.1 anywhere in the frame, rotation up to 12 degrees,
+    pretrain: for paintings that fill the image: scale 0.7 … 1.15 anywhere in the frame, rotation up to 12 degrees,
               polarity, greyscale, channel order, contrast a channel, brightness, noise.
     """
     if recipe not in RECIPES:
@@ -44,7 +44,7 @@ def augment(batch: "torch.Tensor", recipe: str, generator: "torch.Generator") ->
     if recipe == "digits":
         batch = _warp(batch, (0.85, 1.15), 10.0, 3.0, generator)
         return _brightness_contrast(batch, 0.3, (0.7, 1.3), generator)
-    batch = _place(batch, (0.45, 1.1), 12.0, generator)
+    batch = _place(batch, (0.7, 1.15), 12.0, generator)
     batch = _brightness_contrast(_colours(batch, generator), 0.5, (0.5, 1.4), generator)
     return batch + 0.05 * _normal(batch.shape, generator)
 
@@ -81,14 +81,14 @@ def _shift(batch, pixels: int, generator):
 
 
 def _sample(batch, scale, angle, shift_x, shift_y):
-    """Scale, turn and shift each image: grid coordinates, -1 … 1, of the content's centre; reflected at the border."""
+    """Scale, turn and shift each image: grid coordinates, -1 … 1, of the centre; border pixels go on outside."""
     import torch
     from torch.nn.functional import affine_grid, grid_sample
 
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     theta = torch.stack([cos, sin, -cos * shift_x - sin * shift_y, -sin, cos, sin * shift_x - cos * shift_y], dim=1)
     grid = affine_grid(theta.view(-1, 2, 3), list(batch.shape), align_corners=False)
-    return grid_sample(batch, grid, padding_mode="reflection", align_corners=False)
+    return grid_sample(batch, grid, padding_mode="border", align_corners=False)
 
 
 def _warp(batch, scales, degrees: float, pixels: float, generator):
@@ -102,13 +102,13 @@ def _warp(batch, scales, degrees: float, pixels: float, generator):
 
 
 def _place(batch, scales, degrees: float, generator):
-    """Shrink the content and put it anywhere in the frame; what is uncovered is filled by reflection of the borders."""
+    """Scale the content and put it anywhere in the frame. Border pixels go on: a reflection would mirror characters."""
     import torch
 
     n = len(batch)
     scale = _uniform(n, *scales, generator)
     angle = torch.deg2rad(_uniform(n, -degrees, degrees, generator))
-    room = (1.05 - scale).clamp(min=0.05)  # grid coordinates between the centred content and the border
+    room = (1.08 - scale).clamp(min=0.1)  # grid coordinates between the centred content and the border
     return _sample(batch, scale, angle, room * _uniform(n, -1, 1, generator), room * _uniform(n, -1, 1, generator))
 
 

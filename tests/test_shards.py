@@ -1,0 +1,144 @@
+"""Image sets: what is written is what is read, whole or refused with one sentence."""
+
+import hashlib
+import io
+import tarfile
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from cilkit.data.shards import ImageSet, ShardWriter
+from cilkit.errors import UserError
+
+NAMES = ["digit zero", "digit one", "digit two"]
+
+
+def pictures(n=25, size=8):
+    return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+
+
+def row(i):
+    return {"image_id": f"im{i:03d}", "class_id": i % 3, "class_name": NAMES[i % 3], "prompt": f"prompt {i}", "seed": i}
+
+
+def written(folder, n=25, skip=()):
+    writer = ShardWriter(folder, shard_size=10)
+    for i, image in enumerate(pictures(n)):
+        if i // 10 not in skip:
+            writer.add(image, row(i))
+    writer.close()
+    return folder
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_reads_back_pixels_labels_and_provenance(tmp_path):
+    images = ImageSet.open(written(tmp_path / "set"), verify=True)
+    np.testing.assert_array_equal(images.images(), pictures())
+    np.testing.assert_array_equal(images.labels, np.arange(25) % 3)
+    assert images.class_names == NAMES and images.ids[7] == "im007"
+    assert images.manifest["prompt"].tolist() == [f"prompt {i}" for i in range(25)]
+    assert sorted(bytes_of(tmp_path / "set")) == ["00000.tar", "00001.tar", "00002.tar", "manifest.parquet"]
+
+
+def test_tar_is_a_browsable_folder_and_offsets_point_at_the_pngs(tmp_path):
+    folder = written(tmp_path / "set")
+    with tarfile.open(folder / "00001.tar") as tar:
+        member = tar.getmember("001/im010.png")
+        assert (member.mtime, member.uid, member.gid) == (0, 0, 0)
+        png = tar.extractfile(member).read()
+    at = pd.read_parquet(folder / "manifest.parquet").set_index("image_id").loc["im010"]
+    assert (folder / at["shard"]).read_bytes()[at["offset"] : at["offset"] + at["size"]] == png
+    assert at["sha256"] == hashlib.sha256(png).hexdigest()
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), pictures()[10])
+
+
+def test_resumed_writing_gives_the_same_bytes(tmp_path):
+    whole = bytes_of(written(tmp_path / "whole"))
+    writer = ShardWriter(tmp_path / "parts", shard_size=10)
+    for i, image in enumerate(pictures()[:17]):  # interrupted in the middle of the second shard
+        writer.add(image, row(i))
+    assert ShardWriter(tmp_path / "parts", shard_size=10).finished == {0}
+    assert bytes_of(written(tmp_path / "parts", skip={0})) == whole
+    assert ShardWriter(tmp_path / "parts").finished == {0, 1, 2}
+
+
+def test_selecting_keeps_positions_and_class_names():
+    images = ImageSet.from_arrays(pictures(), np.arange(25) % 3, NAMES)
+    some = images.select(np.arange(5, 25)).of_classes([2]).select(slice(1, 3))
+    np.testing.assert_array_equal(some.index, [8, 11])
+    np.testing.assert_array_equal(some.images(), pictures()[[8, 11]])
+    np.testing.assert_array_equal(some.images([1]), pictures()[[11]])
+    assert some.class_names == NAMES and some.labels.tolist() == [2, 2] and some.counts.tolist() == [0, 0, 2]
+    assert images.manifest is None
+
+
+def test_keep_classes_renumbers_in_the_order_named():
+    images = ImageSet.from_arrays(pictures(), np.arange(25) % 3, NAMES)
+    kept = images.keep_classes(["digit two", "digit zero"])
+    assert kept.class_names == ["digit two", "digit zero"]
+    np.testing.assert_array_equal(kept.labels, np.where(kept.index % 3 == 2, 0, 1))
+    assert len(kept) == np.sum(np.arange(25) % 3 != 1)
+
+
+def test_split_by_seed_is_a_partition_within_each_class():
+    images = ImageSet.from_arrays(pictures(60), np.arange(60) % 3, NAMES)
+    train, held = images.split_by_seed(0.25, seed=3)
+    assert held.counts.tolist() == [5, 5, 5]
+    assert sorted([*train.index, *held.index]) == list(range(60))
+    np.testing.assert_array_equal(held.index, images.split_by_seed(0.25, seed=3)[1].index)
+    assert held.index.tolist() != images.split_by_seed(0.25, seed=4)[1].index.tolist()
+
+
+def test_truncated_missing_and_altered_shards_are_named(tmp_path):
+    path = written(tmp_path / "set") / "00001.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    with pytest.raises(UserError, match=r"00001\.tar is truncated \(1000 bytes.*build it again"):
+        ImageSet.open(tmp_path / "set")
+    path.unlink()
+    with pytest.raises(UserError, match=r"00001\.tar is missing.*build it again"):
+        ImageSet.open(tmp_path / "set")
+    middle = 600  # inside the first image's PNG, which starts at byte 512
+    path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
+    with pytest.raises(UserError, match=r"image im010 in shard .*00001\.tar is not the one"):
+        ImageSet.open(tmp_path / "set", verify=True)
+    (tmp_path / "set" / "manifest.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(UserError, match="not readable Parquet"):
+        ImageSet.open(tmp_path / "set")
+    with pytest.raises(UserError, match="no finished image set"):
+        ImageSet.open(tmp_path / "elsewhere")
+
+
+def test_undecodable_image_is_named(tmp_path):
+    path = written(tmp_path / "set") / "00000.tar"
+    data = bytearray(path.read_bytes())
+    data[512:520] = b"notapng!"
+    path.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"image im000 in shard .*00000\.tar"):
+        ImageSet.open(tmp_path / "set").images()
+
+
+def test_a_class_without_images_is_named(tmp_path):
+    with pytest.raises(UserError, match="class 'digit two' has no images"):
+        ImageSet.from_arrays(pictures(4), [0, 1, 0, 1], NAMES)
+    with pytest.raises(UserError, match=r"class 'digit nine' has no images in the image set set"):
+        ImageSet.open(written(tmp_path / "set"), classes=[*NAMES, "digit nine"])
+    images = ImageSet.from_arrays(pictures(), np.arange(25) % 3, NAMES)
+    with pytest.raises(UserError, match="class 'digit two' has no images"):
+        images.of_classes([0, 1]).keep_classes(NAMES)
+
+
+def test_wrong_arrays_are_refused():
+    with pytest.raises(UserError, match="float64"):
+        ImageSet.from_arrays(pictures() / 255, np.zeros(25), ["a"])
+    with pytest.raises(UserError, match="25 images came with 24 labels"):
+        ImageSet.from_arrays(pictures(), np.zeros(24), ["a"])
+    with pytest.raises(UserError, match="label 2 is outside"):
+        ImageSet.from_arrays(pictures(3), [0, 1, 2], ["a", "b"])
+    with pytest.raises(UserError, match="fraction 1.5"):
+        ImageSet.from_arrays(pictures(), np.zeros(25), ["a"]).split_by_seed(1.5, 0)
