@@ -29,7 +29,7 @@ _CUT_OTHER = re.compile(r"(?:^St|\s[A-Z])$")
 
 @dataclass(frozen=True)
 class Row:
-    """One proposed class. `where`: its reply and line; `cut`: the scientific name as it stood if it was cut at a dot."""
+    """One proposed class. `where`: its reply and line; `cut`: the scientific name before repair, if cut at a dot."""
 
     subtype: str
     name: str
