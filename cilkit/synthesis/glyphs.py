@@ -126,8 +126,8 @@ _FILLER = (
     "written drawn printed handwritten bold fine sharp soft edges corner corners slightly tilted wide narrow tall "
     "short ink pen marker chalk paper board plain simple clear smooth rough texture background shape outline filled "
     "hollow arms points pointed tip base centre crown head foot tail hook curl angle parallel joined apart symbol "
-    "sign figure character ornament icon letter digit number often sometimes usually without from above below into like an is it "
-    "uneven steady quick careful ending starting across down up over under half full shaped narrowly gently"
+    "sign figure character ornament icon letter digit number often sometimes usually without from above below into "
+    "like an is it uneven steady quick careful ending starting across down up over under half full shaped"
 ).split()
 
 
