@@ -1,0 +1,64 @@
+"""What a notebook's outcome depends on, as digests: while they are equal, it need not run again."""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import cilkit
+from cilkit import artifacts
+from cilkit.errors import UserError
+from cilkit.workbook.start import versions
+
+PACKAGE = Path(cilkit.__file__).parent
+AFTERWARDS = ("workbook/site", "workbook/report.py", "cli.py", "assets/site/")  # read only after a notebook has run
+
+
+def fingerprint(notebook: dict, values: dict[str, Any]) -> dict[str, Any]:
+    """Digests of a notebook's cells, its parameters, the files that they name, and the code below it."""
+    cells = [[c["cell_type"], c["source"], sorted(c.get("metadata", {}).get("tags", []))] for c in notebook["cells"]]
+    return {
+        "cells": _digest(cells),
+        "parameters": _digest(values),
+        "files": {text: artifacts.sha256_of(path) for text, path in sorted(_files_named(values))},
+        "code": code_digest(),
+        "versions": versions(),
+        "artifacts_root": _digest(str(artifacts.root())),
+    }
+
+
+def inputs_in_place(book: Path) -> bool:
+    """Whether every artifact that a run's `book.json` lists is still there with its digest."""
+    try:
+        used = json.loads(book.read_text())["artifacts"]
+        return all(artifacts.open_artifact(entry["name"]).digest == entry["digest"] for entry in used)
+    except (OSError, ValueError, KeyError, UserError):
+        return False
+
+
+@functools.cache
+def code_digest() -> str:
+    """One digest of the package's files (sources and assets), without those that only the report reads."""
+    total = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if path.is_file() and "__pycache__" not in name and not name.startswith(AFTERWARDS):
+            total.update(f"{name}\0{artifacts.sha256_of(path)}\n".encode())
+    return total.hexdigest()
+
+
+def _files_named(value: Any) -> set[tuple[str, Path]]:
+    """Texts among the parameters that are files in the repository (a parameter file of an earlier notebook)."""
+    if isinstance(value, dict):
+        return set().union(*map(_files_named, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(_files_named, value))
+    if not isinstance(value, str) or "/" not in value:
+        return set()
+    path = (artifacts.repository() or Path.cwd()) / value
+    return {(value, path)} if path.is_file() else set()
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
