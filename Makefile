@@ -1,0 +1,76 @@
+# make report   install into .venv, run every notebook on the embedded default, write reports/site/index.html
+# make test     install, lint, unit tests, every notebook untouched under nbval
+# The rest:     lab  study  test-slow  lint  strip  lock  clean
+# INSTALLER=pip where uv cannot be used; PYTHON=... for another interpreter (3.11 to 3.13).
+
+PYTHON ?= python3
+INSTALLER ?= uv
+UV := uv==0.13.8
+BIN := .venv/bin
+NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
+STRIP_KEYS := metadata.papermill metadata.widgets metadata.language_info cell.metadata.papermill cell.metadata.execution
+NBSTRIPOUT = $(BIN)/nbstripout --keep-id --extra-keys "$(STRIP_KEYS)"
+
+# Compiled once at install, read by every kernel: a set PYTHONDONTWRITEBYTECODE costs seconds at each start.
+unexport PYTHONDONTWRITEBYTECODE
+# Waiting threads sleep, and two workers of one thread are faster than one of two.
+export OMP_WAIT_POLICY ?= PASSIVE
+export OMP_NUM_THREADS ?= 1
+export JUPYTER_PREFER_ENV_PATH = 1
+# Tests of notebooks start from nothing and never touch the developer's artifacts.
+TEST_FOLDER = $(CURDIR)/build/test
+IN_TEST_FOLDER = CILKIT_ARTIFACTS="$(TEST_FOLDER)/artifacts" CILKIT_REPORT_DIR="$(TEST_FOLDER)/figures"
+
+INSTALL_WITH_pip = $(BIN)/python -m pip install -c requirements.lock -e ".[lab,test]"
+# uv ignores pip's own configuration (a mirror, say): where it fails, pip may not.
+INSTALL_WITH_uv = $(BIN)/python -m pip install --quiet $(UV) && \
+  $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -c requirements.lock -e ".[lab,test]" || \
+  { echo "uv could not install; trying pip"; $(INSTALL_WITH_pip); }
+
+.PHONY: report test test-units test-notebooks test-slow lab study lint strip lock clean
+
+report: .venv/.ok
+	$(BIN)/cilkit report
+
+test: lint test-units test-notebooks
+
+test-units: .venv/.ok
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile -m "not slow"
+
+test-notebooks: .venv/.ok
+	rm -rf "$(TEST_FOLDER)"
+	mkdir -p "$(TEST_FOLDER)"
+	$(if $(NOTEBOOKS),$(IN_TEST_FOLDER) $(BIN)/python -m pytest -p tests.dead_kernels -n 2 --dist loadfile \
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS),@echo "no notebooks yet")
+
+test-slow: .venv/.ok
+	$(BIN)/python -m pytest tests -m slow
+
+lab: .venv/.ok
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+study: .venv/.ok
+	$(BIN)/python scripts/study.py
+
+lint: .venv/.ok
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(if $(NOTEBOOKS),$(NBSTRIPOUT) --verify $(NOTEBOOKS))
+
+strip: .venv/.ok
+	$(NBSTRIPOUT) $(NOTEBOOKS)
+
+lock: .venv/.ok
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+	  --custom-compile-command "make lock" -o requirements.lock
+
+clean:
+	rm -rf build reports/site reports/runs reports/figures
+
+# The stamp is touched last: an interrupted install is done again.
+.venv/.ok: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "Python 3.11, 3.12 or 3.13 is needed, $(PYTHON) is not: make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL_WITH_$(INSTALLER))
+	touch $@
