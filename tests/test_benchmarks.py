@@ -78,3 +78,9 @@ def test_benchmark_from_memory_is_identified_by_its_content():
     assert made(1).digest == made(1).digest != made(2).digest
     with pytest.raises(UserError, match="different classes"):
         benchmarks.Benchmark("mine", made(1).train, made(1).test.keep_classes(["b", "a"]))
+
+
+def test_class_names_are_known_without_building(tmp_path, monkeypatch):
+    monkeypatch.setenv("CILKIT_ARTIFACTS", str(tmp_path))
+    assert benchmarks.class_names("digits_photo") == benchmarks.NAMES
+    assert list(tmp_path.iterdir()) == []

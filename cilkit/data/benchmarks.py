@@ -69,14 +69,24 @@ class Benchmark:
 
 def load(name: str) -> Benchmark:
     """A benchmark by name, found among the artifacts or built (seconds). UserError for an unknown name."""
+    build, source, identity = _recipe(name)
+    artifact = artifacts.obtain("benchmark", 1, {"name": name, **identity}, {}, lambda work: build(work.path))
+    train, test = (ImageSet.open(artifact.path / part, classes=NAMES) for part in ("train", "test"))
+    return Benchmark(name, train, test, source, _LICENCE, _CITATION, artifact)
+
+
+def class_names(name: str) -> list[str]:
+    """The class names of a benchmark, without building it."""
+    _recipe(name)
+    return list(NAMES)  # both embedded benchmarks show the ten digits
+
+
+def _recipe(name: str) -> tuple[Callable[[Path], None], str, dict]:
     if name not in _RECIPES:
         near = difflib.get_close_matches(name, _RECIPES, n=1, cutoff=0.4)
         meant = f" (did you mean {near[0]!r}?)" if near else ""
         raise UserError(f"benchmark {name!r} is unknown{meant}; known are {', '.join(sorted(_RECIPES))}.")
-    build, source, identity = _RECIPES[name]
-    artifact = artifacts.obtain("benchmark", 1, {"name": name, **identity}, {}, lambda work: build(work.path))
-    train, test = (ImageSet.open(artifact.path / part, classes=NAMES) for part in ("train", "test"))
-    return Benchmark(name, train, test, source, _LICENCE, _CITATION, artifact)
+    return _RECIPES[name]
 
 
 def split_scans(labels: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -36,6 +36,8 @@ class ImageSet:
     index:       int64 (n,), positions of these images in the set that was opened (kept through every subset).
     """
 
+    artifact: "artifacts.Artifact | None" = None  # the artifact it was opened from; set by whoever knows it
+
     def __init__(self, source: "_Source", index: np.ndarray, labels: np.ndarray, class_names: Sequence[str]):
         self._source = source
         self.index = np.asarray(index, np.int64)
