@@ -12,8 +12,8 @@ _os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 __version__ = "0.1.0"
 
 _HOME = {
-    **dict.fromkeys(["foresee", "without_overlap", "paint", "pretrain", "stream", "run", "probe", "reference"], "road"),
-    **dict.fromkeys(["from_params"], "road"),
+    **dict.fromkeys(["foresee", "without_overlap", "paint", "pretrain", "stream", "run", "learn"], "road"),
+    **dict.fromkeys(["probe", "reference", "from_params"], "road"),
     "start": "workbook.start",
     "Run": "runs",
     "Learner": "learners",

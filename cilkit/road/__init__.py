@@ -1,0 +1,31 @@
+"""The verbs of the notebooks: each finds its artifact or makes it.
+
+    realm    = foresee("handwritten characters")
+    images   = paint(realm, per_class=52, seed=0)
+    backbone = pretrain(images, epochs=30)
+    outcome  = run("slca", stream("digits_photo"), backbone=backbone)
+
+An input is given as the object of the verb before, as an artifact's name or folder, or as a parameter file of the
+notebook before (`params/03_pretraining/foreseen.yaml`): then what that file describes is found or made first. Nothing
+heavy is imported unless something has to be made.
+"""
+
+from cilkit.road.foreseeing import foresee, without_overlap
+from cilkit.road.inputs import from_params
+from cilkit.road.learning import learn, probe, reference, run, stream
+from cilkit.road.painting import paint
+from cilkit.road.pretraining import Pretrained, pretrain
+
+__all__ = [
+    "Pretrained",
+    "foresee",
+    "from_params",
+    "learn",
+    "paint",
+    "pretrain",
+    "probe",
+    "reference",
+    "run",
+    "stream",
+    "without_overlap",
+]

@@ -1,0 +1,99 @@
+"""What a person may write for an input, and how it is found or made."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cilkit import artifacts
+from cilkit.artifacts import Artifact
+from cilkit.errors import UserError
+
+_VERBS: dict[str, Callable] = {}  # notebook -> the verb that makes what its parameter files describe
+_OPENERS: dict[str, Callable[[Artifact], Any]] = {}  # stage -> artifact to the object that notebooks handle
+
+
+def verb_of(notebook: str) -> Callable[[Callable], Callable]:
+    """Decorator: this verb makes what the parameter files of `notebook` describe."""
+    return lambda verb: _VERBS.setdefault(notebook, verb)
+
+
+def opener_of(stage: str) -> Callable[[Callable], Callable]:
+    """Decorator: this function (or class) opens a finished artifact of `stage`."""
+    return lambda opener: _OPENERS.setdefault(stage, opener)
+
+
+def from_params(path: str | Path, **changes: Any) -> Any:
+    """What a parameter file describes: its notebook's verb called with the notebook's defaults, file and `changes`."""
+    from cilkit.workbook import parameters
+
+    path = _in_repository(path)
+    folder = path.parent.parent if path.parent.name == "small" else path.parent
+    verb = _VERBS.get(folder.name)
+    if verb is None:
+        raise UserError(f"{path} lies in {folder.name}/; an input is described in one of {', '.join(sorted(_VERBS))}")
+    declared = parameters.declared(artifacts.repository() / "notebooks" / f"{folder.name}.ipynb")
+    values, _ = parameters.check(declared, parameters.load_params(path) | changes)
+    wanted = inspect.signature(verb).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in wanted.values())
+    return verb(**{name: value for name, value in values.items() if takes_all or name in wanted})
+
+
+def upstream(spec: Any, stage: str) -> Any:
+    """The object of the verb before, for what a person wrote: itself, an artifact, its name or folder, a params file."""
+    if hasattr(spec, "artifact"):
+        artifact = spec.artifact
+    elif isinstance(spec, Artifact):
+        artifact = spec
+    elif str(spec).endswith((".yaml", ".yml")):
+        spec = from_params(spec)
+        artifact = spec.artifact
+    else:
+        artifact = artifacts.open_artifact(spec)
+    if artifact.stage != stage:
+        raise UserError(
+            f"{artifact.name} is of stage {artifact.stage!r}; an artifact of stage {stage!r} is wanted here"
+        )
+    return spec if hasattr(spec, "artifact") else _OPENERS[stage](artifact)
+
+
+def input_of(artifact: Artifact, name: str) -> Any:
+    """What `artifact` was made from under this name, opened."""
+    made_from = artifact.inputs[name]
+    found = artifacts.find(made_from["stage"], made_from["key"], made_from["digest"])
+    if found is None:
+        raise UserError(
+            f"{artifact.name} was made from a {name} that is no longer under {artifacts.root()}; make it again"
+        )
+    return _OPENERS[found.stage](found)
+
+
+def with_artifact(thing: Any, artifact: Artifact) -> Any:
+    """Note on a (possibly frozen) object which artifact it was read from."""
+    object.__setattr__(thing, "artifact", artifact)
+    return thing
+
+
+@contextmanager
+def threads_set_to(count: int):
+    """Compute with so many CPU threads: part of an identity, because the order of a sum depends on it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _in_repository(path: str | Path) -> Path:
+    """Parameter files are named from the repository's root, whatever the working directory is."""
+    home = artifacts.repository()
+    for candidate in (Path(path), *([home / path] if home else [])):
+        if candidate.is_file():
+            return candidate.absolute()
+    raise UserError(f"parameter file {str(path)!r} does not exist, neither here nor in the repository; check its name")
