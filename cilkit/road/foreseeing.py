@@ -21,8 +21,9 @@ def foresee(realm: str, llm: str = "replayed", classes: int = 0):
     classes: keep the first so many concepts; 0 keeps all.
     """
     from cilkit import realms
+    from cilkit.realms.backends import backend
 
-    source = Path(realm) if _is_path(realm) else realms.backend(llm, realm).folder
+    source = Path(realm) if _is_path(realm) else backend(llm, realm).folder
     identity = {"realm": "file" if _is_path(realm) else realm, "classes": classes, "replies": _digest_of(source)}
 
     def make(work: artifacts.Work) -> None:

@@ -43,7 +43,7 @@ def from_params(path: str | Path, **changes: Any) -> Any:
 
 
 def upstream(spec: Any, stage: str) -> Any:
-    """The object of the verb before, for what a person wrote: itself, an artifact, its name or folder, a params file."""
+    """The object of the verb before, for what a person wrote: itself, an artifact, its name or folder, a YAML file."""
     if hasattr(spec, "artifact"):
         artifact = spec.artifact
     elif isinstance(spec, Artifact):
