@@ -1,0 +1,254 @@
+"""The study behind the README's tables: every arm on ten class orders, compared in pairs.
+
+    make study                       about 35 minutes on two cores from nothing; goes on where it was stopped
+    python scripts/study.py --readme only rewrite the README's tables from reports/sample/study.csv
+
+The arms and the class orders are fixed in ARMS and REPLAY below and in the parameter files that they name. The ten
+orders are the papers' (1993, 1996, 1997) and the seven numbers after them; initialisation and data seeds stay at 0, so
+what varies is the class order. Every run is an artifact: a second call finds them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pandas as pd
+
+HOME = Path(__file__).resolve().parent.parent
+OUT = HOME / "reports" / "sample"
+ARMS = {  # parameter files of 04 -> how the table calls them
+    "none": "no pre-training",
+    "foreseen": "foreseen realm",
+    "overlap_filtered": "foreseen, overlap-filtered",
+    "unrelated": "unrelated realm",
+    "shuffled": "shuffled labels",
+    "renderings": "font renderings",
+}
+REPLAY = {"default": "overlap-filtered backbone"}  # parameter files of 05
+METHODS = {  # (learner, head) -> row of the table
+    ("nearest_mean", None): "nearest class mean",
+    ("finetune", "raw"): "sequential fine-tuning",
+    ("slca", "raw"): "slow learner",
+    ("slca", "aligned"): "SLCA",
+}
+PROBED = "overlap_filtered"  # the arm whose final backbones are probed (nearest mean on its own final features)
+PAIRS = [  # (question, a, b): a - b over the same class orders, each (arm, method)
+    *[
+        (f"{method}: overlap-filtered − none", ("overlap_filtered", method), ("none", method))
+        for method in ("nearest class mean", "slow learner", "SLCA")
+    ],
+    ("SLCA − slow learner, overlap-filtered", ("overlap_filtered", "SLCA"), ("overlap_filtered", "slow learner")),
+    (
+        "SLCA − nearest mean on its own final features, overlap-filtered",
+        ("overlap_filtered", "SLCA"),
+        ("overlap_filtered", "nearest mean, final features"),
+    ),
+    *[
+        (f"SLCA: overlap-filtered − {name}", ("overlap_filtered", "SLCA"), (arm, "SLCA"))
+        for arm, name in ARMS.items()
+        if arm not in ("overlap_filtered", "none")
+    ],
+    *[
+        (f"iCaRL: synthetic {arm} − none", ("replay default", f"iCaRL, synthetic {arm}"), ("replay default", "iCaRL"))
+        for arm in ("distillation", "replay", "both")
+    ],
+]
+
+
+def rows_of(arm: str, method: str, order: int, run, head: str | None) -> dict:
+    """One line of study.csv: a run's figures in percent and points, with its forwarded images and stored bytes."""
+    return {
+        "arm": arm,
+        "method": method,
+        "order_seed": order,
+        **{name: round(value, 4) for name, value in run.summary(head).items()},
+        "images forwarded": sum(run.settings["forwards"]["spent"].values()),
+        "bytes stored": sum(run.settings["stored_bytes"].values()),
+    }
+
+
+def learn_arm(arm: str, order: int) -> list[dict]:
+    """All learners of one parameter file of 04 on one class order; joint training with the first order only."""
+    import cilkit
+
+    first = order == 1993
+    changes = {} if first else {"joint_epochs": 0}
+    runs = cilkit.from_params(f"params/04_slca/{arm}.yaml", order_seed=order, **changes)
+    rows = [rows_of(arm, name, order, runs[learner], head) for (learner, head), name in METHODS.items()]
+    if first:
+        rows.append(rows_of(arm, "joint training", order, runs["joint"], None))
+    if arm == PROBED:
+        stream = cilkit.stream(order_seed=order)
+        scores = cilkit.probe(runs["slca"], stream)["scores"]
+        rows.append(
+            {
+                "arm": arm,
+                "method": "nearest mean, final features",
+                "order_seed": order,
+                "last accuracy": round(scores["nearest mean"], 4),
+            }
+        )
+    return rows
+
+
+def learn_replay(name: str, order: int) -> list[dict]:
+    """The four arms of one parameter file of 05 on one class order."""
+    import cilkit
+
+    runs = cilkit.from_params(f"params/05_generative_replay/{name}.yaml", order_seed=order)
+    titles = {"none": "iCaRL"}
+    return [
+        rows_of(f"replay {name}", titles.get(arm, f"iCaRL, synthetic {arm}"), order, run, None)
+        for arm, run in runs.items()
+    ]
+
+
+def references() -> pd.DataFrame:
+    """Nearest mean and LDA on raw pixels and on each arm's frozen features, all classes at once."""
+    import cilkit
+
+    stream = cilkit.stream()
+    table = {"raw pixels": cilkit.reference(stream), "random weights": cilkit.reference(stream, "none")}
+    for arm, name in ARMS.items():
+        if arm != "none":
+            table[name] = cilkit.reference(stream, f"params/03_pretraining/{arm}.yaml")
+    return pd.DataFrame(table).T.rename_axis("features").round(4)
+
+
+def prepare(arm: str) -> str:
+    """Make one arm's images and backbone."""
+    import cilkit
+
+    if arm != "none":
+        cilkit.from_params(f"params/03_pretraining/{arm}.yaml")
+    return arm
+
+
+def job(kind: str, name: str, order: int):
+    return {
+        "prepare": lambda: prepare(name),
+        "arm": lambda: learn_arm(name, order),
+        "replay": lambda: learn_replay(name, order),
+    }[kind]()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--orders", type=int, default=10, help="class orders, from the papers' list")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread each")
+    parser.add_argument("--readme", action="store_true", help="only rewrite the README's tables")
+    given = parser.parse_args()
+    if not given.readme:
+        run_study(given.orders, given.workers)
+    write_readme()
+
+
+def run_study(n_orders: int, workers: int) -> None:
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    import cilkit
+    from cilkit.data.streams import order_seed
+
+    began = time.time()
+    for images in ("characters", "ornaments", "renderings"):  # each paints with all cores itself
+        cilkit.from_params(f"params/02_image_synthesis/{images}.yaml")
+    orders = [order_seed(k) for k in range(n_orders)]
+    jobs = [("arm", arm, order) for order in orders for arm in ARMS] + [
+        ("replay", n, o) for o in orders for n in REPLAY
+    ]
+    jobs.sort(key=lambda one: orders.index(one[2]))  # all arms of one order first: a partial study is informative
+    rows = []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        list(pool.map(job, *zip(*[("prepare", arm, 0) for arm in ARMS], strict=True)))
+        for number, done in enumerate(pool.map(job, *zip(*jobs, strict=True)), 1):
+            rows += done
+            print(f"{number}/{len(jobs)} {jobs[number - 1]} {time.time() - began:.0f} s", flush=True)
+    OUT.mkdir(parents=True, exist_ok=True)
+    from cilkit.artifacts import atomic_write
+
+    atomic_write(OUT / "study.csv", pd.DataFrame(rows).to_csv(index=False))
+    atomic_write(OUT / "reference.csv", references().to_csv())
+    print(f"study of {n_orders} orders: {(time.time() - began) / 60:.1f} minutes", file=sys.stderr)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def table_of(study: pd.DataFrame, column: str = "last accuracy") -> pd.DataFrame:
+    """Rows are methods, columns are arms; each cell is mean ± half width of the 95 % interval over class orders."""
+    from cilkit.metrics import mean_interval
+
+    cells = (
+        study[study["arm"].isin(ARMS)].groupby(["method", "arm"])[column].apply(lambda v: str(mean_interval(list(v))))
+    )
+    rows = [*METHODS.values(), "joint training"]
+    return cells.unstack("arm").reindex(index=rows, columns=list(ARMS)).rename(columns=ARMS)
+
+
+def replay_table(study: pd.DataFrame) -> pd.DataFrame:
+    from cilkit.metrics import mean_interval
+
+    chosen = study[study["arm"].str.startswith("replay")]
+    columns = ["last accuracy", "average incremental accuracy", "forgetting (max before last)"]
+    table = chosen.groupby("method", sort=False)[columns].agg(lambda v: str(mean_interval(list(v))))
+    table["bytes stored"] = chosen.groupby("method")["bytes stored"].max().map("{:,.0f}".format)
+    return table
+
+
+def pairs_table(study: pd.DataFrame) -> pd.DataFrame:
+    """Paired differences in last accuracy over the same class orders, with 95 % intervals."""
+    from cilkit.metrics import paired_interval
+
+    values = study.pivot_table(index="order_seed", columns=["arm", "method"], values="last accuracy")
+    rows = []
+    for question, a, b in PAIRS:
+        both = values[[a, b]].dropna() if a in values and b in values else values.iloc[:0]
+        if len(both) > 1:
+            found = paired_interval(list(both[a]), list(both[b]))
+            rows.append({"difference in last accuracy (points)": question, "mean": f"{found.mean:+.1f}",
+                         "95 % interval": f"{found.low:+.1f} … {found.high:+.1f}", "orders": found.n})  # fmt: skip
+    return pd.DataFrame(rows).set_index("difference in last accuracy (points)")
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A DataFrame as a Markdown table, the index in the first column."""
+    shown = table.reset_index().astype(object).where(table.reset_index().notna(), "")
+    lines = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def readme_tables() -> dict[str, str]:
+    """What stands between the README's markers `<!-- name -->` and `<!-- /name -->`."""
+    study = pd.read_csv(OUT / "study.csv")
+    reference = pd.read_csv(OUT / "reference.csv", index_col=0)
+    return {
+        "study": markdown(table_of(study).rename_axis("last accuracy (%)")),
+        "pairs": markdown(pairs_table(study)),
+        "replay": markdown(replay_table(study).rename_axis("learner")),
+        "reference": markdown(reference.map("{:.1f}".format)),
+    }
+
+
+def write_readme() -> None:
+    import re
+
+    from cilkit.artifacts import atomic_write
+
+    path = HOME / "README.md"
+    text = path.read_text()
+    for name, table in readme_tables().items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
+        text = pattern.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
+    atomic_write(path, text)
+
+
+if __name__ == "__main__":
+    main()
