@@ -1,0 +1,97 @@
+"""Learners by name. A method is one file here, or one `Learner` subclass in a notebook cell; nothing else changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from cilkit.errors import UserError
+from cilkit.learners.base import Batch, Learner, Moment
+
+if TYPE_CHECKING:
+    from cilkit.backbones import Backbone
+
+__all__ = ["NAMES", "Batch", "Learner", "Moment", "create", "find", "settings"]
+
+_CLASSES = {  # file in this folder -> class in it
+    "finetune": "Finetune",
+    "slow_learner": "SlowLearner",
+    "slca": "SLCA",
+    "nearest_mean": "NearestMean",
+    "icarl": "ICaRL",
+    "synthetic_replay": "SyntheticReplayICaRL",
+}
+NAMES = tuple(_CLASSES)
+
+
+def find(learner: str | type[Learner]) -> type[Learner]:
+    """The class of a learner given by name, or the class itself. UserError with the nearest name for an unknown one."""
+    if isinstance(learner, type):
+        if not issubclass(learner, Learner):
+            raise UserError(f"{learner.__name__} is no learner; derive it from cilkit.learners.Learner")
+        return learner
+    if learner not in _CLASSES:
+        raise UserError(f"learner {learner!r} is unknown{_meant(learner, NAMES)}; known are {', '.join(NAMES)}")
+    return getattr(importlib.import_module(f"cilkit.learners.{learner}"), _CLASSES[learner])
+
+
+def settings(learner: str | type[Learner], hyper: dict[str, Any]) -> dict[str, Any]:
+    """The learner's parameters, complete and checked, without importing torch. UserError for an unknown one."""
+    return dataclasses.asdict(find(learner).Hyper(**_checked(learner, hyper)))
+
+
+def create(
+    learner: str | type[Learner],
+    backbone: Backbone,
+    *,
+    seed: int = 0,
+    seed_init: int | None = None,
+    seed_data: int | None = None,
+    **hyper: Any,
+) -> Learner:
+    """A learner on a backbone.
+
+    seed_init, seed_data: initialisation of the heads and order of the data; `seed` stands for whichever is not given.
+    hyper:                the learner's parameters; `images=` is the image set of learners that replay one.
+    """
+    images = {"images": hyper.pop("images")} if "images" in hyper else {}
+    seeds = {
+        "seed_init": seed if seed_init is None else seed_init,
+        "seed_data": seed if seed_data is None else seed_data,
+    }
+    made = find(learner)
+    if images and not getattr(made, "takes_images", False):
+        raise UserError(f"{made.__name__} replays no synthetic images; leave `images` out")
+    return made(backbone, **seeds, **images, **_checked(learner, hyper))
+
+
+def _checked(learner: str | type[Learner], hyper: dict[str, Any]) -> dict[str, Any]:
+    """The given parameters, each of the type of its default: whole numbers pass for floats, lists for tuples."""
+    fields = {field.name: field for field in dataclasses.fields(find(learner).Hyper)}
+    values = {}
+    for name, value in hyper.items():
+        if name not in fields:
+            raise UserError(
+                f"{learner if isinstance(learner, str) else learner.__name__} has no parameter {name!r}"
+                f"{_meant(name, fields)}; it has {', '.join(fields)}"
+            )
+        values[name] = _coerced(name, value, fields[name].default)
+    return values
+
+
+def _coerced(name: str, value: Any, default: Any) -> Any:
+    wanted = type(default)
+    if default is None or isinstance(default, type(dataclasses.MISSING)) or type(value) is wanted:
+        return value
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if wanted is tuple and isinstance(value, (list, tuple)):
+        return tuple(value)
+    raise UserError(f"parameter {name!r} is {value!r}; expected {wanted.__name__}, such as {default!r}")
+
+
+def _meant(name: str, known) -> str:
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,0 +1,236 @@
+"""What every learner is: the loop over epochs and batches of one task, and the seams that methods and plug-ins use.
+
+A method overrides `batches(task, epoch)`, `loss(batch)`, `end_task(task)`, `heads()`, and nothing else unless it must.
+All chance derives from (seed, task, epoch, purpose), never from a generator that lives on: a learner that is loaded at
+a task boundary goes on bit for bit. No torch is needed to import a learner or to check its parameters.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cilkit.data import transforms
+from cilkit.errors import UserError
+from cilkit.runs import Outputs
+
+if TYPE_CHECKING:
+    import torch
+
+    from cilkit.backbones import Backbone
+    from cilkit.data import ImageSet, Stream, Task
+
+
+def derive(*parts: int | str) -> int:
+    """A seed below 2**63 from numbers and purposes, e.g. derive(seed_data, task.index, "order")."""
+    numbers = [zlib.crc32(part.encode()) if isinstance(part, str) else int(part) for part in parts]
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One epoch is over. Losses are means over the epoch's batches, by term. `task` is None in pre-training."""
+
+    task: Task | None
+    epoch: int  # from 0
+    epochs: int
+    losses: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Augmented, normalised images (batch, 3, h, w) and stream labels (batch,); `extra` is for plug-ins."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    extra: Batch | None = None
+
+
+class Learner:
+    """A backbone, heads, and a way to learn a task.
+
+    hyper: the method's parameters, a frozen dataclass `Hyper` with the paper's values in its comments.
+    sizes: classes of each task learnt or being learnt.
+    """
+
+    default_head = "raw"
+    Hyper: type
+
+    def __init__(self, backbone: Backbone, *, seed_init: int = 0, seed_data: int = 0, **hyper: Any) -> None:
+        self.backbone = backbone
+        self.hyper = self.Hyper(**hyper)
+        self.seed_init, self.seed_data = seed_init, seed_data
+        self.sizes: list[int] = []
+        self._tested: dict[int, np.ndarray] = {}  # features of test images, kept while the backbone cannot change
+        self.build()
+
+    def identity(self) -> dict[str, Any]:
+        return {"learner": type(self).__name__, **asdict(self.hyper)}
+
+    @property
+    def known(self) -> int:
+        """Classes of the tasks before the current one."""
+        return sum(self.sizes[:-1])
+
+    @property
+    def seen(self) -> int:
+        return sum(self.sizes)
+
+    # ------------------------------------------------------------ seams
+
+    def build(self) -> None:
+        """Make the parts that outlive a task (heads, memories)."""
+
+    def begin_task(self, task: Task) -> None:
+        """Make room for the task's classes."""
+
+    def optimiser(self, task: Task) -> tuple[torch.optim.Optimizer, Any]:
+        """A fresh optimiser and its schedule, stepped once an epoch."""
+        raise NotImplementedError
+
+    def training_set(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 (n, h, w, 3) and stream labels (n,) that the task's epochs go through."""
+        return task.train.images(), task.train.labels
+
+    def batches(self, task: Task, epoch: int) -> Iterator[Batch]:
+        """One epoch's batches: shuffled by (seed_data, task, epoch), augmented, on the backbone's device."""
+        images, labels = self.training_set(task)
+        augmented = self.augmenter(task, epoch, "augmentation")
+        order = derive(self.seed_data, task.index, "order")
+        for rows in transforms.batches(len(labels), self.hyper.batch_size, order, epoch):
+            yield augmented(images[rows], labels[rows])
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The terms of the loss by name; their sum is minimised."""
+        raise NotImplementedError
+
+    def end_task(self, task: Task) -> None:
+        """After the last epoch: statistics, exemplars."""
+
+    def heads(self) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+        """By name, what turns features (n, dim) into logits (n, seen). They share one pass over the test images."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that the next task needs, at a task boundary."""
+        import torch
+
+        state = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
+        state["sizes"] = torch.tensor(self.sizes, dtype=torch.int64)
+        state |= {f"forwarded.{kind}": torch.tensor(count) for kind, count in self.backbone.forwarded.items()}
+        if self._tested:
+            state["tested.index"] = torch.tensor(list(self._tested))
+            state["tested.features"] = torch.from_numpy(np.stack(list(self._tested.values())))
+        return state
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        self.sizes = state["sizes"].tolist()
+        self.backbone.load_state_dict(part(state, "backbone."))
+        self.backbone.forwarded.clear()
+        self.backbone.forwarded.update({kind: int(count) for kind, count in part(state, "forwarded.").items()})
+        if "tested.index" in state:
+            self._tested = dict(zip(state["tested.index"].tolist(), state["tested.features"].numpy(), strict=True))
+
+    def declared(self, stream: Stream) -> dict[str, int]:
+        """Images that learning and testing this stream forwards, by kind, as the method's formula has it."""
+        raise NotImplementedError
+
+    def stored_bytes(self) -> dict[str, int]:
+        """Bytes kept from task to task beside the backbone and its heads, by what they hold."""
+        return {}
+
+    # ------------------------------------------------------------ what all learners share
+
+    def learn(self, task: Task) -> Iterator[Moment]:
+        """Learn one task; yields after every epoch. UserError when a loss is no longer a finite number."""
+        self.sizes.append(len(task.classes))
+        self.begin_task(task)
+        if self.hyper.epochs:
+            optimiser, schedule = self.optimiser(task)
+        for epoch in range(self.hyper.epochs):
+            self.mode(training=True)
+            losses = self._epoch(task, epoch, optimiser)
+            schedule.step()
+            yield Moment(task, epoch, self.hyper.epochs, losses)
+        self.end_task(task)
+
+    def mode(self, training: bool) -> None:
+        self.backbone.train(training)
+
+    def _epoch(self, task: Task, epoch: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
+        sums: Counter = Counter()
+        count = 0
+        for batch in self.batches(task, epoch):
+            terms = self.loss(batch)
+            optimiser.zero_grad(set_to_none=True)
+            sum(terms.values()).backward()
+            optimiser.step()
+            sums.update({name: term.detach() for name, term in terms.items()})  # tensors: nothing waits for the device
+            count += 1
+        losses = {name: float(total) / count for name, total in sums.items()}
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"the {name} loss is {value} in epoch {epoch + 1} of task {task.index + 1}; "
+                    f"lower lr (now {self.hyper.lr:g}) and run again"
+                )
+        return losses
+
+    def augmenter(self, task: Task, epoch: int, purpose: str) -> Callable[[np.ndarray, np.ndarray], Batch]:
+        """Turns uint8 images and labels into a batch; its chance depends on (seed_data, task, epoch, purpose)."""
+        import torch
+
+        generator = torch.Generator().manual_seed(derive(self.seed_data, task.index, epoch, purpose))
+
+        def batch(images: np.ndarray, labels: np.ndarray) -> Batch:
+            floats = transforms.to_float(images, self.backbone.mean, self.backbone.std)
+            floats = transforms.augment(floats, self.hyper.recipe, generator)
+            return Batch(floats.to(self.backbone.device), torch.from_numpy(labels).to(self.backbone.device))
+
+        return batch
+
+    def features(self, images: np.ndarray, kind: str) -> np.ndarray:
+        """Features float32 (n, dim) in eval mode, without augmentation or gradients."""
+        from cilkit.backbones import extract
+
+        return extract(self.backbone, images, kind)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether this learner never changes the backbone; then no test image is forwarded twice."""
+        return False
+
+    def predict(self, images: ImageSet) -> Outputs:
+        """Outputs of all heads on test images, from one forward pass; `ids` are places in the benchmark's test set."""
+        import torch
+
+        heads = self.heads()
+        features = self._test_features(images)  # (n, dim)
+        with torch.no_grad():
+            inputs = torch.from_numpy(features).to(self.backbone.device)
+            logits = {name: head(inputs).float().cpu().numpy() for name, head in heads.items()}  # (n, seen)
+        return Outputs(images.index, images.labels, logits, features)
+
+    def _test_features(self, images: ImageSet) -> np.ndarray:
+        if not self.frozen:
+            return self.features(images.images(), "test")
+        new = [row for row, index in enumerate(images.index.tolist()) if index not in self._tested]
+        fresh = self.features(images.images(np.array(new, int)), "test")
+        self._tested.update(zip(images.index[new].tolist(), fresh, strict=True))
+        return np.stack([self._tested[index] for index in images.index.tolist()])
+
+    def declared_tests(self, stream: Stream) -> int:
+        """Test images: all classes seen so far after every task; once each where the backbone is frozen."""
+        counts = [len(stream.test_after(task)) for task in stream]
+        return counts[-1] if self.frozen else sum(counts)
+
+
+def part(state: dict[str, torch.Tensor], start: str) -> dict[str, torch.Tensor]:
+    """The entries whose name begins with `start`, without it."""
+    return {name[len(start) :]: value for name, value in state.items() if name.startswith(start)}

@@ -1,0 +1,90 @@
+"""Sequential fine-tuning: every task trains the whole network, and nothing protects what came before.
+
+It is also the first stage of SLCA (Zhang et al., ICCV 2023): with `slow_rate` 1 / 100 it is their slow learner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cilkit.learners.base import Batch, Learner, part
+
+if TYPE_CHECKING:
+    import torch
+
+    from cilkit.data import Stream, Task
+
+
+@dataclass(frozen=True)
+class FinetuneHyper:
+    """SLCA's stage-1 values (read in its code) stand in the comments where ours differ: our decision for 32 x 32
+    images, small tasks and 10 s a run on one thread."""
+
+    epochs: int = 12  # a task. SLCA: 20 (CIFAR-100), 50 (ImageNet-R, CUB-200, Cars-196)
+    milestones: tuple[int, ...] = (10,)  # epochs after which lr is divided by 10. SLCA: 18 of 20, 40 of 50
+    batch_size: int = 32  # SLCA: 128
+    lr: float = 0.01  # of the head, and of the backbone times slow_rate (SLCA: 0.01)
+    slow_rate: float = 1.0  # backbone lr / head lr; 0 freezes the backbone
+    momentum: float = 0.9
+    weight_decay: float = 5e-4  # on everything, biases and norms included
+    local_softmax: bool = True  # cross-entropy over the current task's classes only; old heads frozen and left out
+    recipe: str = "digits"  # augmentation, see cilkit.data.transforms
+
+
+class Finetune(Learner):
+    """One linear head a task on a backbone that goes on learning."""
+
+    Hyper = FinetuneHyper
+
+    def build(self) -> None:
+        from cilkit.learners.heads import TaskHeads
+
+        self.raw = TaskHeads(self.backbone.dim)
+        if self.frozen:
+            self.backbone.requires_grad_(False)
+
+    @property
+    def frozen(self) -> bool:
+        return self.hyper.slow_rate == 0
+
+    def mode(self, training: bool) -> None:
+        self.backbone.train(training and not self.frozen)
+
+    def begin_task(self, task: Task) -> None:
+        # A cumulative stream trains on old classes again: then every head learns, over all classes.
+        self.local = self.hyper.local_softmax and task.train.labels.min() >= self.known
+        self.raw.grow(len(task.classes), self.seed_init, self.local, self.backbone.device)
+
+    def optimiser(self, task: Task):
+        import torch
+
+        h = self.hyper
+        groups = [{"params": [p for p in self.raw.parameters() if p.requires_grad], "lr": h.lr}]
+        if not self.frozen:
+            groups.append({"params": list(self.backbone.parameters()), "lr": h.lr * h.slow_rate})
+        optimiser = torch.optim.SGD(groups, momentum=h.momentum, weight_decay=h.weight_decay)
+        return optimiser, torch.optim.lr_scheduler.MultiStepLR(optimiser, list(h.milestones), gamma=0.1)
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        from torch.nn.functional import cross_entropy
+
+        features = self.backbone(batch.images, "student")  # (batch, dim)
+        if self.local:
+            return {"classification": cross_entropy(self.raw.current(features), batch.labels - self.known)}
+        return {"classification": cross_entropy(self.raw(features), batch.labels)}
+
+    def heads(self):
+        return {"raw": self.raw}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return super().state() | {f"raw.{name}": value for name, value in self.raw.state_dict().items()}
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        super().load(state)
+        self.raw.set_state(part(state, "raw."), self.backbone.device)
+
+    def declared(self, stream: Stream) -> dict[str, int]:
+        """Every training image once an epoch; the test images."""
+        trained = sum(len(task.train) for task in stream)
+        return {"student": self.hyper.epochs * trained, "test": self.declared_tests(stream)}

@@ -1,0 +1,51 @@
+"""The classifier of SLCA's code: one linear head a task, logits concatenated in task order."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from cilkit.learners.base import derive
+
+
+class TaskHeads(nn.Module):
+    """Linear(dim, n_t) with bias for every task: weight truncated normal with std 0.02, bias 0 (specs read: SLCA)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.tasks = nn.ModuleList()
+
+    @property
+    def sizes(self) -> list[int]:
+        return [head.out_features for head in self.tasks]
+
+    @property
+    def current(self) -> nn.Linear:
+        return self.tasks[-1]
+
+    def grow(self, classes: int, seed: int, freeze_old: bool, device: torch.device | str = "cpu") -> None:
+        """Add a task's head; `freeze_old` decides whether the heads before it still get gradients."""
+        self.requires_grad_(not freeze_old)
+        head = nn.Linear(self.dim, classes)
+        generator = torch.Generator().manual_seed(derive(seed, len(self.tasks), "head"))
+        nn.init.trunc_normal_(head.weight, std=0.02, generator=generator)
+        nn.init.zeros_(head.bias)
+        self.tasks.append(head.to(device))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (n, dim) to logits of all classes seen (n, seen)."""
+        return torch.cat([head(features) for head in self.tasks], dim=1)
+
+    def trainable_copy(self) -> TaskHeads:
+        """An independent copy in which every head learns."""
+        return copy.deepcopy(self).requires_grad_(True)
+
+    def set_state(self, state: dict[str, torch.Tensor], device: torch.device | str = "cpu") -> None:
+        """Take over the heads of a saved state, as many as it has."""
+        self.tasks = nn.ModuleList()
+        while f"tasks.{len(self.tasks)}.weight" in state:
+            self.grow(len(state[f"tasks.{len(self.tasks)}.bias"]), 0, False, device)
+        self.load_state_dict(state)
