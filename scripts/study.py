@@ -92,7 +92,7 @@ def learn_arm(arm: str, order: int) -> list[dict]:
                 "arm": arm,
                 "method": "nearest mean, final features",
                 "order_seed": order,
-                "last accuracy": round(scores["nearest mean"], 4),
+                "last accuracy": round(scores["nearest class mean"], 4),
             }
         )
     return rows

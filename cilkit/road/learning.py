@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cilkit import artifacts
+from cilkit import architectures, artifacts
 from cilkit.artifacts import Artifact
 from cilkit.errors import UserError
 from cilkit.progress import Progress
@@ -31,7 +31,7 @@ def run(
     learner: str | type,
     stream,
     backbone: Any = "none",
-    arch: str = "",
+    arch: str = "small_resnet",
     model_args: dict | None = None,
     seed_init: int = 0,
     seed_data: int = 0,
@@ -88,7 +88,7 @@ def learn(
     joint_learner: str = "",
     joint_epochs: int = 0,
     backbone: Any = "none",
-    arch: str = "",
+    arch: str = "small_resnet",
     model_args: dict | None = None,
     seed_init: int = 0,
     seed_data: int = 0,
@@ -136,7 +136,7 @@ def probe(outcome, stream, threads: int = 1) -> dict:
     return json.loads(artifact.file("probe.json").read_text())
 
 
-def reference(stream, backbone: Any = "", arch: str = "", model_args: dict | None = None, threads: int = 1) -> dict:
+def reference(stream, backbone: Any = "", arch: str = "small_resnet", model_args: dict | None = None, threads: int = 1) -> dict:
     """The reference rows, classifiers trained on all classes at once: {classifier: accuracy in percent}.
 
     On raw pixels (`backbone=""`), or on the frozen features of a backbone.
@@ -168,14 +168,15 @@ class _Weights:
     def __init__(self, backbone: Any, arch: str, model_args: dict | None, seed_init: int) -> None:
         by_name = isinstance(backbone, str) and not backbone.endswith((".yaml", ".yml"))
         self.source = backbone if by_name and not backbone.startswith("backbone/") else upstream(backbone, "backbone")
-        self.arch, self.model_args, self.seed = arch, model_args or {}, seed_init
+        self.arch, self.model_args = architectures.resolve(arch, model_args)
+        self.seed = seed_init
         self.inputs: dict[str, Artifact] = {}
         self.identity: dict[str, Any] = {"backbone": self.source}
         if isinstance(self.source, Pretrained):
             self.inputs = {"backbone": self.source.artifact}
             self.identity = {"backbone": "pretrained"}
         elif self.source == "none":
-            self.identity |= {"arch": arch, "model_args": self.model_args, "weights_seed": seed_init}
+            self.identity |= {"arch": self.arch, "model_args": self.model_args, "weights_seed": seed_init}
 
     def load(self):
         from cilkit import backbones

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from cilkit import artifacts
+from cilkit import architectures, artifacts
 from cilkit.artifacts import Artifact
 from cilkit.progress import Progress
 from cilkit.road.inputs import input_of, opener_of, threads_set_to, upstream, verb_of
@@ -34,7 +34,7 @@ class Pretrained:
 @verb_of("03_pretraining")
 def pretrain(
     images,
-    arch: str = "",
+    arch: str = "small_resnet",
     model_args: dict | None = None,
     without_classes_of: str = "",
     shuffle_labels: bool = False,
@@ -51,6 +51,7 @@ def pretrain(
 ) -> Pretrained:
     """Supervised pre-training on a (synthetic) image set; the head is thrown away (Premonition, stage 3).
 
+    arch:               a preset of `cilkit.architectures` or a timm name; `model_args` are laid over it.
     without_classes_of: a benchmark whose own class names are left out of the images first, "" keeps all.
     shuffle_labels:     control arm: the same images with permuted labels.
     threads:            CPU threads of the training; part of the identity, because sums depend on it.
@@ -66,9 +67,10 @@ def pretrain(
             realms.overlap(input_of(images.artifact, "realm"), benchmarks.class_names(without_classes_of))
         )
         keep = [name for name in keep if name not in overlapping]
+    arch, model_args = architectures.resolve(arch, model_args)
     recipe_of_training = {
         "arch": arch,
-        "model_args": model_args or {},
+        "model_args": model_args,
         "shuffle_labels": shuffle_labels,
         "epochs": epochs,
         "batch_size": batch_size,

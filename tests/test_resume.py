@@ -1,0 +1,78 @@
+"""A pipeline that is killed ends in the same bytes as one that is not."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cilkit.artifacts import sha256_of
+
+PIPELINE = Path(__file__).parent / "pipeline.py"
+LIMIT = 240  # seconds until a pipeline counts as stuck
+
+
+def start(root: Path) -> subprocess.Popen:
+    environment = os.environ | {"CILKIT_ARTIFACTS": str(root), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    return subprocess.Popen(
+        [sys.executable, str(PIPELINE)],
+        env=environment,
+        start_new_session=True,  # so that a kill takes its workers along
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def kill(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def finish(root: Path) -> None:
+    process = start(root)
+    out, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, out[-3000:]
+
+
+def snapshot(root: Path) -> dict[str, str]:
+    """Every file that an identity or a digest reads, with its hash; what clocks and hosts decide is left out."""
+    files = [path for path in root.rglob("*") if path.is_file() and path.name != "measured.json"]
+    leftover = [path for path in files if path.suffix in (".lock", ".tmp", ".claim") or ".part" in str(path)]
+    assert not leftover, leftover
+    return {path.relative_to(root).as_posix(): sha256_of(path) for path in files}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("undisturbed")
+    finish(root)
+    return snapshot(root)
+
+
+def test_killed_in_the_middle_of_a_run(tmp_path, undisturbed):
+    process = start(tmp_path)
+    deadline = time.monotonic() + LIMIT
+    while not list(tmp_path.glob("run/*.part/after_00/*.npy")):  # the first task is learnt, two are to come
+        assert process.poll() is None and time.monotonic() < deadline, "the pipeline ended before it could be killed"
+        time.sleep(0.01)
+    kill(process)
+    assert list(tmp_path.glob("run/*.part")), "killed too late: nothing was in the making"
+    finish(tmp_path)
+    assert snapshot(tmp_path) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(10))
+def test_killed_at_a_random_moment(tmp_path, undisturbed, number):
+    moment = random.Random(number).uniform(2.0, 20.0)
+    process = start(tmp_path)
+    time.sleep(moment)
+    if process.poll() is None:
+        kill(process)
+    finish(tmp_path)
+    assert snapshot(tmp_path) == undisturbed
