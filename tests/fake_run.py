@@ -12,7 +12,7 @@ def write_run(folder: Path, increments=(2, 2, 2), per_class=20, dim=8, seed=0, r
     n_classes = sum(increments)
     labels = np.tile(np.arange(n_classes), per_class)
     index = random.permutation(len(labels))  # the place in a benchmark's test set
-    centres = 2 * random.normal(size=(n_classes, dim))
+    centres = random.normal(size=(n_classes, dim))
     points = centres[labels] + random.normal(size=(len(labels), dim))
     drift = random.normal(size=(len(increments), dim)).cumsum(0)
     task_of_class = np.repeat(np.arange(len(increments)), increments)
