@@ -1,0 +1,108 @@
+"""A look at painted images before they teach anything: automatic checks, decisions a person may overrule, sheets."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cilkit.data.shards import ImageSet
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+BLANK_RANGE = 32  # grey levels of 255 between the 1st and 99th percentile of brightness: less is a blank image
+HASH_SIDE = 8  # the perceptual hash has HASH_SIDE * HASH_SIDE bits
+HASH_DISTANCE = 3  # bits in which two images of one class may differ and still be suspected of being the same
+PIXEL_DISTANCE = 8.0  # and the mean absolute difference of their pixels, in grey levels of 255, that confirms it
+LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # of R, G, B (Rec. 601)
+
+
+def inspect(images: ImageSet, size: int | None = None) -> "pd.DataFrame":
+    """Check every image: DataFrame image_id, class_name, contrast, blank, duplicate_of, wrong_size, decision.
+
+    size: pixels on a side expected (None: the size that most images have). contrast: grey levels between the 1st and
+    99th percentile of brightness. duplicate_of: the first image of the class that it nearly equals, "" for none.
+    decision: "keep" or "drop"; edit this column to overrule it, then `keep_good`. Images of several sizes cannot be
+    compared, so then only the sizes are judged.
+    """
+    import pandas as pd
+
+    heights, widths = _sizes(images)
+    size = size or int(np.bincount(np.concatenate([heights, widths])).argmax())
+    wrong = (heights != size) | (widths != size)
+    ids, names = images.ids, np.asarray(images.class_names, dtype=object)[images.labels]
+    contrast, twins = np.full(len(images), np.nan), np.full(len(images), "", dtype=object)
+    if len(set(zip(heights.tolist(), widths.tolist(), strict=True))) == 1:
+        pixels = images.images()
+        contrast = contrasts(pixels)
+        for label in np.unique(images.labels):
+            members = np.flatnonzero(images.labels == label)
+            for twin, first in near_duplicates(pixels[members]).items():
+                twins[members[twin]] = ids[members[first]]
+    blank = contrast < BLANK_RANGE
+    bad = blank | (twins != "") | wrong
+    columns = {"image_id": ids, "class_name": names, "contrast": contrast, "blank": blank, "duplicate_of": twins}
+    return pd.DataFrame(columns | {"wrong_size": wrong, "decision": np.where(bad, "drop", "keep")})
+
+
+def _sizes(images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+    manifest = images.manifest
+    if manifest is not None:
+        return manifest["height"].to_numpy(), manifest["width"].to_numpy()
+    height, width = images.images().shape[1:3]
+    return np.full(len(images), height), np.full(len(images), width)
+
+
+def contrasts(pixels: np.ndarray) -> np.ndarray:
+    """Brightness range of each image, 1st to 99th percentile, in grey levels: uint8 (n, h, w, 3) -> float (n,)."""
+    grey = (pixels @ LUMINANCE).reshape(len(pixels), -1)  # (n, h * w)
+    low, high = np.percentile(grey, [1, 99], axis=1)
+    return high - low
+
+
+def perceptual_hashes(pixels: np.ndarray) -> np.ndarray:
+    """Difference hashes: uint8 (n, h, w, 3) -> bool (n, HASH_SIDE ** 2).
+
+    The image is averaged to HASH_SIDE rows of HASH_SIDE + 1 cells; a bit says whether a cell is brighter than the next.
+    """
+    grey = pixels @ LUMINANCE  # (n, h, w)
+    cells = _averaged(_averaged(grey, HASH_SIDE, 1), HASH_SIDE + 1, 2)  # (n, HASH_SIDE, HASH_SIDE + 1)
+    return (cells[:, :, :-1] > cells[:, :, 1:]).reshape(len(pixels), -1)
+
+
+def _averaged(grey: np.ndarray, parts: int, axis: int) -> np.ndarray:
+    """Means over `parts` nearly equal stretches along an axis."""
+    edges = np.round(np.linspace(0, grey.shape[axis], parts + 1)).astype(int)
+    stretches = np.split(grey, edges[1:-1], axis=axis)
+    return np.stack([stretch.mean(axis) for stretch in stretches], axis)
+
+
+def near_duplicates(pixels: np.ndarray) -> dict[int, int]:
+    """{image: the first image that it nearly equals}: close by perceptual hash, then confirmed pixel by pixel."""
+    signs = np.where(perceptual_hashes(pixels), 1.0, -1.0).astype(np.float32)  # (n, bits)
+    apart = (signs.shape[1] - signs @ signs.T) / 2  # Hamming distances (n, n)
+    found: dict[int, int] = {}
+    for first, twin in np.argwhere(np.triu(apart <= HASH_DISTANCE, k=1)).tolist():
+        if first in found or twin in found:
+            continue
+        if np.abs(pixels[first].astype(np.float32) - pixels[twin]).mean() <= PIXEL_DISTANCE:
+            found[twin] = first
+    return found
+
+
+def keep_good(images: ImageSet, table: "pd.DataFrame") -> ImageSet:
+    """The images whose decision is "keep"; UserError naming a class that would have none left."""
+    kept = set(table.loc[table["decision"] == "keep", "image_id"])
+    good = images.select(np.flatnonzero([image_id in kept for image_id in images.ids]))
+    return good.keep_classes(images.class_names)
+
+
+def contact_sheet(images: ImageSet, class_names: list[str] | None = None, per_class: int = 8) -> "Figure":
+    """The first images of each class in one figure, a row a class."""
+    from cilkit import plots
+
+    names = class_names or images.class_names
+    chosen = [np.flatnonzero(images.labels == images.class_names.index(name))[:per_class] for name in names]
+    index = np.concatenate(chosen)
+    titles = [name if k == 0 else "" for name, rows in zip(names, chosen, strict=True) for k in range(len(rows))]
+    return plots.contact_sheet(images.images(index), titles)
