@@ -53,8 +53,11 @@ class Book:
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
 
-    def figure(self, figure: Any, name: str, table: Any = None, caption: str = "") -> None:
-        """Save a matplotlib figure as `<name>.png` (and the DataFrame behind it as `<name>.csv`) and show it once."""
+    def figure(self, figure: Any, name: str, table: Any = None, caption: str = "", headline: bool = False) -> None:
+        """Save a matplotlib figure as `<name>.png` (and the DataFrame behind it as `<name>.csv`) and show it once.
+
+        `headline=True` puts it on the report's first page.
+        """
         import io
 
         from IPython.display import Image, display
@@ -63,7 +66,7 @@ class Book:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
         artifacts.atomic_write(self.folder / f"{stem}.png", buffer.getvalue())
-        entry = {"file": f"{stem}.png", "caption": caption}
+        entry = {"file": f"{stem}.png", "caption": caption, "headline": headline}
         if table is not None:
             entry["table"] = self._csv(table, stem)
         self.figures[stem] = entry
