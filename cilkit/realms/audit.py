@@ -32,7 +32,7 @@ def audit(realm: Realm, class_names: Sequence[str]):
     """For every benchmark class the concept nearest to it: DataFrame class, concept, match, score (0 to 1).
 
     match: "exact" (equal strings), "normalised" (equal words), "containment" (one's words within the other's), "fuzzy"
-    (similar spelling), "none" (concept ""). Scientific names are compared as well.
+    (similar spelling), "none" (concept "", score 0). Scientific names are compared as well.
     """
     import pandas as pd
 
@@ -43,18 +43,18 @@ def audit(realm: Realm, class_names: Sequence[str]):
 
 def overlap(realm: Realm, class_names: Sequence[str], kinds: Iterable[str] = SAME) -> list[str]:
     """Names of the concepts that are a benchmark class already, by these kinds of match; in the realm's order."""
-    wanted = set(kinds)
-    classes = [(words(name), name) for name in class_names]
-    return [concept.name for concept in realm.concepts if any(_match(concept, one)[0] in wanted for one in classes)]
+    wanted, classes = set(kinds), [(words(name), name) for name in class_names]
+    found = []
+    for concept in realm.concepts:
+        names = [(words(text), text) for text in _names(concept)]
+        matches = (min((_compare(*have, *one) for have in names), key=_rank)[0] for one in classes)
+        if any(match in wanted for match in matches):
+            found.append(concept.name)
+    return found
 
 
 def _names(concept: Concept) -> list[str]:
     return [name for name in (concept.name, concept.scientific_name) if name]
-
-
-def _match(concept: Concept, one: tuple[tuple[str, ...], str]) -> tuple[str, float]:
-    pairs = [_compare(words(name), name, *one) for name in _names(concept)]
-    return min(pairs, key=_rank)
 
 
 def _best(name: str, named: list[tuple[Concept, tuple[str, ...], str]]) -> tuple[str, str, float]:
@@ -75,10 +75,20 @@ def _compare(have: tuple[str, ...], text: str, wanted: tuple[str, ...], name: st
         return "normalised", 1.0
     if _within(have, wanted) or _within(wanted, have):
         return "containment", min(len(have), len(wanted)) / max(len(have), len(wanted))
-    score = difflib.SequenceMatcher(None, " ".join(have), " ".join(wanted)).ratio()
-    return ("fuzzy", score) if score >= FUZZY else ("none", score)
+    score = _similarity(" ".join(have), " ".join(wanted))
+    return ("fuzzy", score) if score else ("none", 0.0)
 
 
 def _within(short: tuple[str, ...], long: tuple[str, ...]) -> bool:
     """Whether the words of `short` stand together, in order, in `long`."""
     return 0 < len(short) < len(long) and f" {' '.join(short)} " in f" {' '.join(long)} "
+
+
+def _similarity(one: str, other: str) -> float:
+    """difflib's ratio where it reaches FUZZY, else 0; its cheap upper bounds come first."""
+    if 2 * min(len(one), len(other)) < FUZZY * (len(one) + len(other)):
+        return 0.0
+    matcher = difflib.SequenceMatcher(None, one, other)
+    if matcher.quick_ratio() < FUZZY or matcher.ratio() < FUZZY:
+        return 0.0
+    return matcher.ratio()
