@@ -79,6 +79,15 @@ def accuracy_by_group(run: Run, groups: Mapping[str, str], head: str | None = No
     return means.reset_index()
 
 
+def accuracy_by_stage(run: Run, head: str | None = None) -> "pd.DataFrame":
+    """The learning curve: after_task, classes_seen and accuracy on all images of the classes seen."""
+    import pandas as pd
+
+    accuracy = metrics.accuracy_by_stage(run.accuracy_of(head or run.default_head), run.counts)
+    columns = {"after_task": np.arange(1, run.n_tasks + 1), "classes_seen": np.cumsum(run.increments)}
+    return pd.DataFrame(columns | {"accuracy": accuracy})
+
+
 # ---------------------------------------------------------------- where images go
 
 
@@ -125,8 +134,9 @@ def takers(run: Run, head: str | None = None) -> "pd.DataFrame":
         shares = _shares(predicted[outputs.labels == c], len(run.class_names))
         last, shares[c] = shares[c], -1.0
         taker = int(shares.argmax())
-        row = {"class": name, "task": run.task_of_class[c] + 1, "last": last, "taken_by": run.class_names[taker]}
-        rows.append(row | {"taken_by_task": run.task_of_class[taker] + 1, "share": shares[taker]})
+        row = {"class": name, "task": run.task_of_class[c] + 1, "last": last}
+        taken_by = run.class_names[taker] if shares[taker] > 0 else ""
+        rows.append(row | {"taken_by": taken_by, "taken_by_task": run.task_of_class[taker] + 1, "share": shares[taker]})
     return pd.DataFrame(rows)
 
 

@@ -208,14 +208,17 @@ def drift_curves(table: "pd.DataFrame", y: str = "relative", title: str = "Drift
 
 @styled
 def contact_sheet(
-    images: np.ndarray,
+    images: "np.ndarray | Sequence[np.ndarray | None]",
     titles: Sequence[str] = (),
     columns: int = 8,
     rows: Sequence[str] = (),
     title: str = "",
     inches: float = 0.8,
 ) -> "Figure":
-    """Images, uint8 (n, h, w, 3), in reading order; titles: a short text above each; rows: a name left of each row."""
+    """Images, uint8 (n, h, w, 3) or a list with None for an empty place, in reading order, `columns` a row.
+
+    titles: a short text above each image; rows: a name left of each row.
+    """
     if not len(images):
         raise UserError("a contact sheet of no images cannot be drawn; choose at least one.")
     from matplotlib.figure import Figure
@@ -231,8 +234,9 @@ def contact_sheet(
         line, column = divmod(i, columns)
         x, y = left + column * (inches + 0.05), height - above - (line + 1) * (inches + gap)
         axes = figure.add_axes((x / figure.get_figwidth(), y / height, inches / figure.get_figwidth(), inches / height))
-        axes.imshow(image, interpolation="nearest")
         axes.set_axis_off()
+        if image is not None:
+            axes.imshow(image, interpolation="nearest")
         if titles:
             axes.set_title(titles[i], fontsize=6.5, loc="center", pad=2)
         if rows and column == 0:

@@ -64,7 +64,15 @@ def test_a_head_that_prefers_new_classes_is_found_out(run):
 def test_takers_name_another_class(run):
     table = analysis.takers(run, "raw")
     assert (table["class"] != table["taken_by"]).all()
+    assert ((table["share"] > 0) == (table["taken_by"] != "")).all()
     assert (table["last"] + table["share"] <= 100 + 1e-9).all()
+
+
+def test_learning_curve_is_the_accuracy_on_all_images_seen(run):
+    curve = analysis.accuracy_by_stage(run, "raw")
+    outputs = run.outputs(1)
+    assert curve["classes_seen"].tolist() == [2, 4, 6]
+    assert curve["accuracy"][1] == pytest.approx(100 * np.mean(outputs.predictions("raw") == outputs.labels))
 
 
 def test_knowing_the_task_never_hurts(run):

@@ -112,6 +112,8 @@ def test_curves_keep_the_order_of_the_arms(figures):
 def test_contact_sheet_shows_the_images_unchanged(figures):
     shown = [axes.images[0].get_array() for axes in figures["contact_sheet"].axes]
     np.testing.assert_array_equal(np.stack(shown), pictures())
+    gaps = plots.contact_sheet([*pictures(2), None, *pictures(1)], columns=2)
+    assert [len(axes.images) for axes in gaps.axes] == [1, 1, 0, 1]
     with pytest.raises(UserError, match="no images"):
         plots.contact_sheet(pictures(0))
 
@@ -136,7 +138,7 @@ def test_drawing_leaves_the_readers_settings_alone(run):
 LIGHT = """
 import sys
 from pathlib import Path
-from cilkit import analysis, metrics, plots
+from cilkit import analysis, data, metrics, plots
 from cilkit.runs import Run
 run = Run(sys.argv[1])
 run.summary()
