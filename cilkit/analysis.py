@@ -133,10 +133,11 @@ def takers(run: Run, head: str | None = None) -> "pd.DataFrame":
     for c, name in enumerate(run.class_names):
         shares = _shares(predicted[outputs.labels == c], len(run.class_names))
         last, shares[c] = shares[c], -1.0
+        row = {"class": name, "task": run.task_of_class[c] + 1, "last": last, "taken_by": "", "taken_by_task": np.nan}
         taker = int(shares.argmax())
-        row = {"class": name, "task": run.task_of_class[c] + 1, "last": last}
-        taken_by = run.class_names[taker] if shares[taker] > 0 else ""
-        rows.append(row | {"taken_by": taken_by, "taken_by_task": run.task_of_class[taker] + 1, "share": shares[taker]})
+        if shares[taker] > 0:
+            row |= {"taken_by": run.class_names[taker], "taken_by_task": run.task_of_class[taker] + 1}
+        rows.append(row | {"share": shares[taker]})
     return pd.DataFrame(rows)
 
 
