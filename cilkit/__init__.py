@@ -12,7 +12,7 @@ _os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 __version__ = "0.1.0"
 
 _HOME = {
-    **dict.fromkeys(["foresee", "without_overlap", "paint", "pretrain", "stream", "run", "learn"], "road"),
+    **dict.fromkeys(["foresee", "without_overlap", "paint", "pretrain", "stream", "run", "learn", "compare"], "road"),
     **dict.fromkeys(["probe", "reference", "from_params"], "road"),
     "start": "workbook.start",
     "Run": "runs",

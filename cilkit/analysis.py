@@ -227,6 +227,18 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
 # ---------------------------------------------------------------- arms
 
 
+def curves(arms: "Mapping[str, tuple[Run, str | None]]", order: int | None = None) -> "pd.DataFrame":
+    """Accuracy over all classes seen, after each task, of several arms: arm, order, classes_seen, accuracy."""
+    import pandas as pd
+
+    rows = []
+    for arm, (run, head) in arms.items():
+        stages = metrics.accuracy_by_stage(run.accuracy_of(head or run.default_head), run.counts)
+        seen = np.cumsum(run.increments)
+        rows += [(arm, order, int(n), float(value)) for n, value in zip(seen, stages, strict=True)]
+    return pd.DataFrame(rows, columns=["arm", "order", "classes_seen", "accuracy"])
+
+
 def compare_arms(table: "pd.DataFrame", value: str, baseline: str = "") -> "pd.DataFrame":
     """A row an arm: mean and half width of the 95 % t interval over class orders and, paired, minus the baseline.
 

@@ -12,12 +12,13 @@ heavy is imported unless something has to be made.
 
 from cilkit.road.foreseeing import foresee, without_overlap
 from cilkit.road.inputs import from_params
-from cilkit.road.learning import learn, probe, reference, run, stream
+from cilkit.road.learning import compare, learn, probe, reference, run, stream
 from cilkit.road.painting import paint
 from cilkit.road.pretraining import Pretrained, pretrain
 
 __all__ = [
     "Pretrained",
+    "compare",
     "foresee",
     "from_params",
     "learn",

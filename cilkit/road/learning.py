@@ -82,6 +82,7 @@ def run(
 @verb_of("04_slca")
 def learn(
     learners: Sequence[str],
+    own: dict[str, dict] | None = None,
     benchmark: str = "digits_photo",
     order_seed: int | None = 1993,
     increment: int | Sequence[int] = 2,
@@ -97,20 +98,49 @@ def learn(
 ) -> dict[str, Any]:
     """Several learners on one stream from one backbone: name -> `Run`. The verb of notebook 04 and its parameter files.
 
-    Each learner takes of `hyper` what it declares; a name that none of them declares is refused. With `joint_learner`,
-    that learner also trains `joint_epochs` on the stream of one task that holds all classes: the upper line, "joint".
+    hyper: for every learner that declares it (`lr`, `epochs` …); a name that none of them declares is refused.
+    own:   for one learner, over that: {"slca": {"temperature": 0.05}}.
+    With `joint_learner`, that learner also trains `joint_epochs` on one task of all classes: the upper line, "joint".
     """
     from cilkit import learners as known
 
-    known.refuse_unknown(learners, hyper)
+    declared = {name: known.settings(name, {}).keys() for name in learners}
+    for name in hyper:
+        if not any(name in names for names in declared.values()):
+            raise UserError(f"none of the learners {', '.join(learners)} has a parameter {name!r}; leave it out")
+    for name in own or {}:
+        if name not in declared:
+            raise UserError(f"`own` sets parameters of {name!r}, which is not among {', '.join(learners)}")
+
+    def taken_by(name: str) -> dict[str, Any]:
+        return {key: value for key, value in hyper.items() if key in declared[name]} | (own or {}).get(name, {})
+
     on = stream(benchmark, order_seed, increment)
     shared = {"backbone": backbone, "arch": arch, "model_args": model_args, "threads": threads}
     shared |= {"seed_init": seed_init, "seed_data": seed_data}
-    runs = {name: run(name, on, **shared, **known.taken_by(name, hyper)) for name in learners}
+    runs = {name: run(name, on, **shared, **taken_by(name)) for name in learners}
     if joint_learner and joint_epochs:
-        taken = known.taken_by(joint_learner, hyper) | {"epochs": joint_epochs}
-        runs["joint"] = run(joint_learner, on.joint(), **shared, **taken)
+        longer = taken_by(joint_learner) | {"epochs": joint_epochs, "milestones": [round(0.8 * joint_epochs)]}
+        runs["joint"] = run(joint_learner, on.joint(), **shared, **longer)
     return runs
+
+
+@verb_of("05_generative_replay")
+def compare(
+    learner: str,
+    arms: dict[str, dict],
+    images: Any = None,
+    benchmark: str = "digits_photo",
+    order_seed: int | None = 1993,
+    increment: int | Sequence[int] = 2,
+    **settings: Any,
+) -> dict[str, Any]:
+    """One learner in several arms on one stream: arm -> `Run`. The verb of notebook 05 and its parameter files.
+
+    arms: what distinguishes them, e.g. {"none": {"replay_weight": 0.0}, "replay": {"replay_weight": 1.0}}.
+    """
+    on = stream(benchmark, order_seed, increment)
+    return {arm: run(learner, on, images=images, **(settings | changes)) for arm, changes in arms.items()}
 
 
 def probe(outcome, stream, threads: int = 1) -> dict:
@@ -136,7 +166,9 @@ def probe(outcome, stream, threads: int = 1) -> dict:
     return json.loads(artifact.file("probe.json").read_text())
 
 
-def reference(stream, backbone: Any = "", arch: str = "small_resnet", model_args: dict | None = None, threads: int = 1) -> dict:
+def reference(
+    stream, backbone: Any = "", arch: str = "small_resnet", model_args: dict | None = None, threads: int = 1
+) -> dict:
     """The reference rows, classifiers trained on all classes at once: {classifier: accuracy in percent}.
 
     On raw pixels (`backbone=""`), or on the frozen features of a backbone.

@@ -31,11 +31,11 @@ def paint(
 
     realm = upstream(realm, "realm")
     painter = load_generator(generator)
-    batch_size = batch_size or painter.batch_size
+    batch_size = batch_size or painter.settings["batch_size"]
     identity = {
         "generator": painter.id,
         "generator_digest": painter.digest,
-        "settings": painter.settings,
+        "settings": dict(painter.settings),
         "per_class": per_class,
         "seed": seed,
         "batch_size": batch_size,
@@ -43,10 +43,10 @@ def paint(
     workers = workers or _cores()
 
     def make(work: artifacts.Work) -> None:
-        painter.check(realm.concept_names)
         plan = make_plan(realm, per_class=per_class, seed=seed, batch_size=batch_size, generator=painter)
         measured = paint_plan(plan, generator, work.path, workers=workers, scratch=work.scratch)
-        work.measure(**(measured or {}))
+        artifacts.write_parquet(work.path / "plan.parquet", plan)
+        work.measure(**measured)
 
     inputs = {"realm": realm.artifact}
     artifact = artifacts.obtain("images", VERSION, identity, inputs, make, {"workers": workers})
