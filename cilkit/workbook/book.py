@@ -90,7 +90,9 @@ class Book:
             "headline": headline,
         }
         self.save()
-        shown = {"float_format": lambda number: f"{number:.{digits}f}", "index": _has_index(table), "na_rep": ""}
+        if _has_index(table):
+            table = table.rename_axis(index=[name or "" for name in table.index.names]).reset_index()
+        shown = {"float_format": lambda number: f"{number:.{digits}f}", "index": False, "na_rep": ""}
         bundle = {"text/html": table.to_html(border=0, **shown), "text/plain": table.to_string(**shown)}
         display(bundle, raw=True)
 

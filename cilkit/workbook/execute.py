@@ -24,7 +24,7 @@ from typing import Any
 
 from cilkit import artifacts
 from cilkit.workbook import parameters
-from cilkit.workbook.fingerprint import fingerprint, inputs_in_place
+from cilkit.workbook.fingerprint import fingerprint, all_in_place
 from cilkit.workbook.start import commit, shown
 
 GRACE = 15.0  # seconds that an interrupted kernel gets to finish what it keeps
@@ -33,7 +33,7 @@ START_ATTEMPTS = 3  # only while no cell has run
 
 @dataclass
 class Status:
-    """What became of one run; `state` is ok, failed, dead, timeout, interrupted, or running."""
+    """What became of one run; `state` is ok, failed, dead, timeout, interrupted, running, or not run."""
 
     state: str
     notebook: str
@@ -127,7 +127,7 @@ def run_notebook(
     now = fingerprint(notebook, values)
     before = read_status(output)
     unchanged = before is not None and before.ok and before.fingerprint == now and output.is_file()
-    if unchanged and not again and inputs_in_place(book_folder(output) / "book.json"):
+    if unchanged and not again and all_in_place(book_folder(output) / "book.json"):
         before.skipped = True
         return before
     status = Status("running", shown(path), output.name, values, notes=notes, fingerprint=now, commit=commit())

@@ -28,11 +28,13 @@ def fingerprint(notebook: dict, values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def inputs_in_place(book: Path) -> bool:
-    """Whether every artifact that a run's `book.json` lists is still there with its digest."""
+def all_in_place(book: Path) -> bool:
+    """Whether the artifacts (with their digests), figures and tables that a run's `book.json` lists are still there."""
     try:
-        used = json.loads(book.read_text())["artifacts"]
-        return all(artifacts.open_artifact(entry["name"]).digest == entry["digest"] for entry in used)
+        listed = json.loads(book.read_text())
+        files = [entry["file"] for entry in [*listed["figures"], *listed["tables"]]]
+        same = [artifacts.open_artifact(entry["name"]).digest == entry["digest"] for entry in listed["artifacts"]]
+        return all(same) and all((book.parent / name).is_file() for name in files)
     except (OSError, ValueError, KeyError, UserError):
         return False
 

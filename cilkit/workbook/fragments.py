@@ -23,6 +23,7 @@ ELEMENTS = set(
 SILENT = {"script", "style", "iframe", "object", "embed", "template", "head", "title", "svg", "math", "noscript"}
 ATTRIBUTES = {"class", "id", "href", "src", "alt", "width", "height", "colspan", "rowspan", "scope", "title", "loading"}
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$]+?)(?<!\s)\$", re.DOTALL)
+NUMBER = re.compile(r"[-+−]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?%)?|nan|NaN")
 FORMULA_SIZE = 12.0  # points, drawn; shown relative to the text around it
 
 
@@ -60,6 +61,7 @@ def fragment(notebook: Any, folder: Path, prefix: str, book: dict, pages: dict[s
         _draw_formulas(soup, block, folder, prefix)
     _caption_figures(soup, prefix, figures)
     for table in soup.find_all("table"):
+        _align_numbers(table)
         table.wrap(soup.new_tag("div", attrs={"class": "wide"}))
     return _parts(soup)
 
@@ -79,8 +81,8 @@ def _prepare(output: Any, name: str, folder: Path, prefix: str, figures: dict[st
         stem = stem if stem in figures else name
         artifacts.atomic_write(folder / f"{stem}.{suffix}", base64.b64decode(output.data[kind]))
         output.metadata["filenames"] = {kind: f"{prefix}/{stem}.{suffix}"}
-        if figures.get(stem, {}).get("caption"):
-            output.metadata[kind] = {**output.metadata.get(kind, {}), "alt": figures[stem]["caption"]}
+        alternative = figures.get(stem, {}).get("caption") or stem
+        output.metadata[kind] = {**output.metadata.get(kind, {}), "alt": alternative}
 
 
 def clean(soup: Any, pages: dict[str, str], folder: Path, prefix: str) -> None:
@@ -121,6 +123,8 @@ def _keep_link_inside(link: Any, soup: Any, pages: dict[str, str]) -> None:
 
 def _keep_picture_inside(picture: Any, folder: Path, prefix: str) -> None:
     address = picture.get("src", "")
+    if picture.get("alt", "").startswith("No description has been provided"):
+        picture["alt"] = ""
     embedded = re.fullmatch(r"data:image/(png|jpeg|gif|webp);base64,([A-Za-z0-9+/=\s]+)", address)
     if embedded:
         try:
@@ -133,8 +137,6 @@ def _keep_picture_inside(picture: Any, folder: Path, prefix: str) -> None:
     elif not address.startswith(f"{prefix}/") or ".." in address:
         picture.replace_with(picture.get("alt", ""))
         return
-    if picture.get("alt", "").startswith("No description has been provided"):
-        picture["alt"] = ""
     picture["loading"] = "lazy"
 
 
@@ -191,6 +193,19 @@ def _caption_figures(soup: Any, prefix: str, figures: dict[str, dict]) -> None:
             link.string = "data (CSV)"
             caption.append(link)
         picture.insert_after(caption)
+
+
+def _align_numbers(table: Any) -> None:
+    """Mark the cells of columns that hold only numbers (or nothing), so that they stand to the right."""
+    rows = [row.find_all(["td", "th"]) for row in table.find_all("tr")]
+    body = [row for row in rows if any(cell.name == "td" for cell in row)]
+    if not body or any(len(row) != len(rows[0]) for row in rows):
+        return
+    for place in range(len(rows[0])):
+        texts = [row[place].get_text(strip=True) for row in body]
+        if all(not text or NUMBER.fullmatch(text) for text in texts) and any(texts):
+            for row in rows:
+                row[place]["class"] = "number"
 
 
 def _parts(soup: Any) -> Fragment:

@@ -192,11 +192,11 @@ def _blocked(entry: Entry, entries: list[Entry]) -> bool:
 def _not_run(entry: Entry, entries: list[Entry]) -> Status:
     """The status of an entry whose turn did not come; an earlier outcome of it stays in its files."""
     causes = [other.name for other in _before(entry, entries) if other.status and not other.status.ok]
-    sentence = f"not run, because {', '.join(causes)} did not finish." if causes else "not run, because of a stop."
+    sentence = f"{', '.join(causes)} did not finish." if causes else "the report was stopped."
     earlier = read_status(entry.output)
     if earlier is not None and earlier.ok:
         sentence += " The page shows an earlier run."
-    return Status("failed", shown(entry.notebook), entry.output.name, entry.given, sentence=sentence)
+    return Status("not run", shown(entry.notebook), entry.output.name, entry.given, sentence=sentence)
 
 
 def _in_words(status: Status) -> str:

@@ -112,6 +112,8 @@ def _page(entry: Any, part: Path, addresses: dict[str, str]) -> Page:
     left = book_folder(entry.output)
     if (left / "book.json").is_file():
         page.book = json.loads((left / "book.json").read_text(encoding="utf-8"))
+        for kind in ("figures", "tables"):  # a stopped run may list one that it did not finish
+            page.book[kind] = [entry for entry in page.book[kind] if (left / entry["file"]).is_file()]
         for path in left.iterdir():
             if path.suffix in (".png", ".csv"):
                 shutil.copy(path, files / path.name)

@@ -1,0 +1,78 @@
+"""The command line: exit states, and one sentence for bad input."""
+
+import nbformat
+import pytest
+
+from cilkit import artifacts
+from cilkit.cli import main
+from cilkit.workbook.doctor import differences
+from cilkit.workbook.execute import read_status
+
+
+@pytest.fixture(autouse=True)
+def artifacts_apart(monkeypatch, tmp_path):
+    monkeypatch.setenv("CILKIT_ARTIFACTS", str(tmp_path / "artifacts"))
+
+
+@pytest.fixture(autouse=True)
+def signals_restored():
+    import signal
+
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def test_run_merges_files_and_parameters_and_later_ones_win(write_notebook, tmp_path, capfd):
+    cell = "x: float = 1.0\nname: str = 'a'\nsizes: list[int] = [1]"
+    path = write_notebook("01_a", "print(x, name, sizes)", parameters=cell)
+    (tmp_path / "a.yaml").write_text("x: 1e-4\nname: b\n")
+    (tmp_path / "b.yaml").write_text("name: c\n")
+    output = tmp_path / "out.ipynb"
+    files = ["-f", str(tmp_path / "a.yaml"), "-f", str(tmp_path / "b.yaml")]
+    assert main(["run", str(path), *files, "-p", "sizes", "[2, 3]", "-p", "name", "007", "-o", str(output)]) == 0
+    assert read_status(output).parameters == {"x": 1e-4, "name": "007", "sizes": [2, 3]}
+    assert nbformat.read(output, as_version=4).cells[-1].outputs[0].text == "0.0001 007 [2, 3]\n"
+    printed = capfd.readouterr().out
+    assert "x: '1e-4' was read as 0.0001" in printed and "0.0001 007 [2, 3]" in printed
+    assert main(["run", str(path), *files, "-p", "sizes", "[2, 3]", "-p", "name", "007", "-o", str(output)]) == 0
+    assert "nothing has changed" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(["-p", "y", "1"], "unknown parameter 'y'"), (["-f", "none.yaml"], "there is no parameter file none.yaml")],
+)
+def test_bad_input_is_one_sentence_and_status_2(write_notebook, tmp_path, capsys, arguments, says):
+    assert main(["run", str(write_notebook("02")), *arguments, "-o", str(tmp_path / "o.ipynb")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cilkit: ") and says in error and error.count("\n") == 1
+    assert not (tmp_path / "o.ipynb").exists()
+
+
+def test_a_failing_notebook_is_status_1_and_says_where(write_notebook, tmp_path, capsys):
+    assert main(["run", str(write_notebook("03", "1 / 0")), "-o", str(tmp_path / "o.ipynb")]) == 1
+    assert "failed in code cell 3: ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_verify_finds_what_was_changed_afterwards(tmp_path, capsys):
+    def make(work):
+        artifacts.atomic_write(work.path / "a.txt", "abc")
+
+    made = artifacts.obtain("test", 1, {"a": 1}, {}, make)
+    assert main(["verify"]) == 0 and "1 artifacts, 0 problems" in capsys.readouterr().out
+    (made.path / "a.txt").write_text("abd")
+    assert main(["verify", made.name]) == 1 and "a.txt was changed" in capsys.readouterr().out
+    (made.path / "a.txt").write_text("ab")
+    assert main(["verify"]) == 1 and "2 bytes" in capsys.readouterr().out
+
+
+def test_doctor_lists_what_differs_from_the_lock(tmp_path):
+    import numpy
+
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(f"# made\nnumpy=={numpy.__version__}\n    # via x\npytest==0.1\nnot-there==1\n")
+    lines = list(differences(lock))
+    assert len(lines) == 2 and "pytest" in lines[0] and "==0.1" in lines[0]
+    assert lines[1] == "2 packages compared with requirements.lock: 1 differ"
