@@ -67,6 +67,14 @@ class Backbone(nn.Module):
         self.forwarded[kind] += len(images)
         return self.model(images)
 
+    def learning(self, norm_statistics: str) -> None:
+        """Training mode; "frozen": batch normalisation keeps using, and does not change, its running statistics."""
+        self.train()
+        if norm_statistics == "frozen":
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
     def frozen_copy(self) -> Backbone:
         """A copy for teaching: eval mode, no gradients, counting into the same counter."""
         twin = copy.deepcopy(self).eval().requires_grad_(False)

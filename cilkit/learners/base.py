@@ -154,14 +154,11 @@ class Learner:
         if self.hyper.epochs:
             optimiser, schedule = self.optimiser(task)
         for epoch in range(self.hyper.epochs):
-            self.mode(training=True)
+            self.backbone.learning(self.hyper.norm_statistics)
             losses = self._epoch(task, epoch, optimiser)
             schedule.step()
             yield Moment(task, epoch, self.hyper.epochs, losses)
         self.end_task(task)
-
-    def mode(self, training: bool) -> None:
-        self.backbone.train(training)
 
     def _epoch(self, task: Task, epoch: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
         sums: Counter = Counter()
@@ -234,3 +231,8 @@ class Learner:
 def part(state: dict[str, torch.Tensor], start: str) -> dict[str, torch.Tensor]:
     """The entries whose name begins with `start`, without it."""
     return {name[len(start) :]: value for name, value in state.items() if name.startswith(start)}
+
+
+def check_norm_statistics(value: str) -> None:
+    if value not in ("frozen", "batch"):
+        raise UserError(f"norm_statistics is {value!r}; expected 'frozen' (running statistics) or 'batch'")
