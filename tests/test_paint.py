@@ -228,6 +228,8 @@ def test_generator_that_paints_something_else_is_stopped(plan, tmp_path):
     wrong.size = 16
     with pytest.raises(UserError, match=r"squares painted uint8 \(4, 8, 8, 3\); expected uint8 \(4, 16, 16, 3\)"):
         paint_plan(plan, wrong, tmp_path)
+    with pytest.raises(UserError, match="the plan lacks the column 'seed'; expected image_id, class_id"):
+        paint_plan(plan.drop(columns="seed"), Squares(), tmp_path)
     with pytest.raises(UserError, match="which others cannot load; paint with workers=1"):
         paint_plan(plan, Squares(), tmp_path, workers=2)
 

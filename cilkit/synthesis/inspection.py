@@ -1,4 +1,4 @@
-"""A look at painted images before they teach anything: automatic checks, decisions a person may overrule, sheets."""
+"""A look at painted images before they teach anything: automatic checks, decisions that a person may overrule."""
 
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,6 @@ from cilkit.data.shards import ImageSet
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
 BLANK_RANGE = 32  # grey levels of 255 between the 1st and 99th percentile of brightness: less is a blank image
 HASH_SIDE = 8  # the perceptual hash has HASH_SIDE * HASH_SIDE bits
@@ -95,14 +94,3 @@ def keep_good(images: ImageSet, table: "pd.DataFrame") -> ImageSet:
     kept = set(table.loc[table["decision"] == "keep", "image_id"])
     good = images.select(np.flatnonzero([image_id in kept for image_id in images.ids]))
     return good.keep_classes(images.class_names)
-
-
-def contact_sheet(images: ImageSet, class_names: list[str] | None = None, per_class: int = 8) -> "Figure":
-    """The first images of each class in one figure, a row a class."""
-    from cilkit import plots
-
-    names = class_names or images.class_names
-    chosen = [np.flatnonzero(images.labels == images.class_names.index(name))[:per_class] for name in names]
-    index = np.concatenate(chosen)
-    titles = [name if k == 0 else "" for name, rows in zip(names, chosen, strict=True) for k in range(len(rows))]
-    return plots.contact_sheet(images.images(index), titles)

@@ -20,7 +20,7 @@ from cilkit.data.shards import MANIFEST, ShardWriter, encode_png, write_shard
 from cilkit.errors import Stopped, UserError
 from cilkit.synthesis.crew import Crew
 from cilkit.synthesis.generators import Generator, load_generator
-from cilkit.synthesis.plan import plan_hash
+from cilkit.synthesis.plan import COLUMNS, plan_hash
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +45,9 @@ def paint_plan(
     Returns what was measured: images painted now, seconds, images_per_second. Raises UserError for prompts that the
     generator cannot paint, a folder that holds another plan's images, a full disk; Stopped when interrupted.
     """
+    missing = [column for column in COLUMNS if column not in plan.columns]
+    if missing:
+        raise UserError(f"the plan lacks the column {missing[0]!r}; expected {', '.join(COLUMNS)}, as of make_plan")
     painter = load_generator(generator)
     painter.check(plan["class_name"].unique().tolist(), plan["prompt"].unique().tolist())
     job = _Job(plan, painter, Path(folder), Path(scratch or Path(folder) / "scratch"), shard_size)
@@ -74,10 +77,11 @@ class _Job:
 
     def __init__(self, plan: "pd.DataFrame", painter: Generator, folder: Path, scratch: Path, shard_size: int):
         self.plan, self.painter, self.folder = plan, painter, folder
-        sizes = plan.groupby("batch_id").size()
-        self.batch_size = int(sizes.max())
         self.batches = {int(number): rows for number, rows in plan.groupby("batch_id")}
-        self.per_shard = max(1, shard_size // self.batch_size)
+        per_shard = max(1, shard_size // max(map(len, self.batches.values())))
+        self.shards: dict[int, list[int]] = {}  # shard -> its batches
+        for batch in self.batches:
+            self.shards.setdefault(batch // per_shard, []).append(batch)
         self.origin = {
             "generator_id": painter.id,
             "generator_digest": painter.digest,
@@ -90,7 +94,13 @@ class _Job:
         self.writer = ShardWriter(folder)
         self._tidy()
         self._compare()
-        self.finished = set(self.writer.finished)
+        finished = self.writer.finished
+        self.todo = {
+            shard: {batch for batch in batches if not self._file(batch).exists()}
+            for shard, batches in self.shards.items()
+            if shard not in finished
+        }  # unfinished shard -> its batches that are not painted yet
+        self.kept = len(plan) - sum(len(self.batches[batch]) for todo in self.todo.values() for batch in todo)
 
     def _tidy(self) -> None:
         """Remove what a killed process left half written."""
@@ -108,33 +118,26 @@ class _Job:
                     "folder, or delete that one first"
                 )
 
-    def _shard(self, batch: int) -> int:
-        return batch // self.per_shard
-
     def _file(self, batch: int) -> Path:
         return self.scratch / f"batch-{batch:06d}.npy"
-
-    def _there(self, batch: int) -> bool:
-        return self._shard(batch) in self.finished or self._file(batch).exists()
-
-    @property
-    def kept(self) -> int:
-        """Images painted so far, in shards or in the scratch folder."""
-        return sum(len(rows) for batch, rows in self.batches.items() if self._there(batch))
 
     def paint(self, workers: int) -> Iterator[int]:
         """Paint what is missing; yields the number of every batch painted, its shard written if that completed it."""
         self.scratch.mkdir(parents=True, exist_ok=True)
-        for shard in sorted({self._shard(batch) for batch in self.batches} - self.finished):
+        for shard in [shard for shard, todo in self.todo.items() if not todo]:
             self._assemble(shard)
-        todo = [batch for batch in self.batches if not self._there(batch)]
-        if workers > 1 and len(todo) > 1:
-            painted = Crew(self.painter, self.scratch).paint([self._request(batch) for batch in todo], workers)
+        shard_of = {batch: shard for shard, todo in self.todo.items() for batch in sorted(todo)}
+        requests = [self._request(batch) for batch in shard_of]
+        if workers > 1 and len(requests) > 1:
+            painted = Crew(self.painter, self.scratch).paint(requests, workers)
         else:
-            painted = self._paint_here(todo)
+            painted = self._paint_here(requests)
         with closing(painted):
             for batch in painted:
-                self._assemble(self._shard(batch))
+                self.kept += len(self.batches[batch])
+                self.todo[shard_of[batch]].discard(batch)
+                if not self.todo[shard_of[batch]]:
+                    self._assemble(shard_of[batch])
                 yield batch
 
     def _request(self, batch: int) -> dict:
@@ -147,22 +150,17 @@ class _Job:
             "concepts": rows["class_name"].tolist(),
         }
 
-    def _paint_here(self, todo: list[int]) -> Iterator[int]:
-        for batch in todo:
-            paint_batch(self.painter, self._request(batch))
-            yield batch
+    def _paint_here(self, requests: list[dict]) -> Iterator[int]:
+        for request in requests:
+            artifacts.save_npy(request["file"], paint_batch(self.painter, request))
+            yield request["batch"]
 
     def _assemble(self, shard: int) -> None:
-        """Write the shard if all its batches are painted, then drop their files."""
-        batches = [batch for batch in self.batches if self._shard(batch) == shard]
-        files = [self._file(batch) for batch in batches]
-        if not all(file.exists() for file in files):
-            return
-        members = [
-            pair for batch, file in zip(batches, files, strict=True) for pair in self._members(batch, np.load(file))
-        ]
-        write_shard(self.folder, shard, members)
-        self.finished.add(shard)
+        """Write a shard whose batches are all painted, then drop their files."""
+        files = [self._file(batch) for batch in self.shards[shard]]
+        painted = zip(self.shards[shard], map(np.load, files), strict=True)
+        write_shard(self.folder, shard, [pair for batch, images in painted for pair in self._members(batch, images)])
+        del self.todo[shard]
         for file in files:
             file.unlink()
 
@@ -183,12 +181,10 @@ class _Job:
             self.scratch.parent.rmdir()
 
 
-def paint_batch(painter: Generator, request: dict) -> None:
-    """Paint one batch of a plan and keep it as `.npy`: uint8 (n, size, size, 3)."""
+def paint_batch(painter: Generator, request: dict) -> np.ndarray:
+    """One batch of a plan: uint8 (n, size, size, 3). UserError if the generator gives anything else."""
     images = painter.paint(request["prompts"], request["seeds"], request["concepts"])
     expected = (len(request["prompts"]), painter.size, painter.size, 3)
     if images.dtype != np.uint8 or images.shape != expected:
-        raise UserError(
-            f"{painter.id} painted {images.dtype} {images.shape}; expected uint8 {expected}, check its paint()"
-        )
-    artifacts.save_npy(request["file"], images)
+        raise UserError(f"{painter.id} painted {images.dtype} {images.shape}; expected uint8 {expected} of its paint()")
+    return images

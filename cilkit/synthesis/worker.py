@@ -4,6 +4,7 @@ import json
 import os
 import sys
 
+from cilkit.artifacts import save_npy
 from cilkit.errors import UserError
 from cilkit.synthesis.crew import describe
 from cilkit.synthesis.generators import load_generator
@@ -21,12 +22,13 @@ def main(order: dict) -> None:
         try:
             if painter.digest != order["digest"]:
                 raise UserError(f"generator {painter.id} changed while it was painting; run it again")
-            paint_batch(painter, request)
+            images = paint_batch(painter, request)
+            if os.getppid() != parent:
+                return  # the parent was killed, and another may be painting this batch already
+            save_npy(request["file"], images)
             answer = {"batch": request["batch"]}
         except Exception as error:  # the parent decides what it means
             answer = describe(error)
-        if os.getppid() != parent:
-            return
         print(json.dumps(answer), file=answers)
 
 
