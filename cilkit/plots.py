@@ -294,9 +294,9 @@ def _by_arm(table: "pd.DataFrame") -> list[tuple[str, "pd.DataFrame"]]:
 
 def _bars(names: Sequence[str], heights: Mapping[str, np.ndarray], errors: Mapping[str, np.ndarray] | None = None):
     crowded = len(names) > 8 and max(map(len, names)) > 8  # then the names are turned and stand closer
-    figure, axes = plotstyle.figure(
-        max(4.2, len(names) * max(0.42 * len(heights), 0.5 if crowded else 0.85) + 1.8), 3.4
-    )
+    longest = max(len(line) for name in names for line in plotstyle.wrapped(name).splitlines())
+    for_names = 0.5 if crowded else 0.08 * longest + 0.2  # inches
+    figure, axes = plotstyle.figure(max(4.2, len(names) * max(0.42 * len(heights), for_names) + 1.8), 3.4)
     width = 0.8 / len(heights)
     for place, (label, values) in enumerate(heights.items()):
         at = np.arange(len(names)) + (place - (len(heights) - 1) / 2) * width
