@@ -115,12 +115,16 @@ def wait_for(condition, seconds=30.0):
         time.sleep(0.005)
 
 
-def test_killed_painting_goes_on_to_the_same_bytes(plan, undisturbed, tmp_path):
-    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(PACKAGE)})
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_killed_or_interrupted_process_goes_on_to_the_same_bytes(plan, undisturbed, tmp_path, number):
+    script, environment = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path)), {**os.environ}
+    environment["PYTHONPATH"] = str(PACKAGE)
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: len(list(tmp_path.glob("*.rows.parquet"))) >= 2)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.send_signal(number)
+    said = process.communicate()[1]
+    assert process.returncode == -number
+    assert ("Stopped: painting was stopped; " in said) == (number == signal.SIGINT)
     assert not (tmp_path / "manifest.parquet").exists()  # in the middle
     again = Squares()
     paint_plan(plan, again, tmp_path, shard_size=10)

@@ -130,6 +130,8 @@ class Realm:
         """realm.json (name and kind), realm.csv (the concepts: correct them by hand here), replies/ (kept raw)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("replies/*.json"):
+            old.unlink()
         for number, reply in enumerate(self.replies, 1):
             write_json(folder / "replies" / f"{number:02d}.json", asdict(reply))
         atomic_write(folder / "realm.csv", tables.write_table(self.concepts))
