@@ -8,12 +8,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from cilkit.errors import UserError
-from cilkit.learners.base import Batch, Learner, Moment
+from cilkit.learners.base import Batch, Hyper, Learner, Moment
 
 if TYPE_CHECKING:
     from cilkit.backbones import Backbone
 
-__all__ = ["NAMES", "Batch", "Learner", "Moment", "create", "find", "settings"]
+__all__ = ["NAMES", "Batch", "Hyper", "Learner", "Moment", "create", "find", "settings"]
 
 _CLASSES = {  # file in this folder -> class in it
     "finetune": "Finetune",

@@ -52,6 +52,17 @@ class Batch:
     extra: Batch | None = None
 
 
+@dataclass(frozen=True)
+class Hyper:
+    """What `Learner.learn` reads. A method's own parameters are a subclass, or a frozen dataclass with these names."""
+
+    epochs: int = 6
+    batch_size: int = 32
+    lr: float = 0.01
+    recipe: str = "digits"
+    norm_statistics: str = "frozen"  # batch normalisation in training: "frozen" running statistics, or the "batch"'s
+
+
 class Learner:
     """A backbone, heads, and a way to learn a task.
 
@@ -60,7 +71,7 @@ class Learner:
     """
 
     default_head = "raw"
-    Hyper: type
+    Hyper = Hyper
 
     def __init__(self, backbone: Backbone, *, seed_init: int = 0, seed_data: int = 0, **hyper: Any) -> None:
         self.backbone = backbone
