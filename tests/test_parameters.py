@@ -34,6 +34,7 @@ def test_declares_names_types_defaults_and_comments_in_order(known):
     assert known["arm"].type == "Literal['none', 'foreseen']"
     assert known["note"].default == "a=b # not a comment" and known["note"].comment == ""
     assert declared_in("# parameters\nsteps = -3\n")["steps"].type == "int"
+    assert declared_in("# parameters\na: str = (\n    'x'  # which\n)\n")["a"].comment == "which"
 
 
 @pytest.mark.parametrize("line", ["x = open('f')", "x, y = 1, 2", "print(1)", "x: int", "d['a'] = 1"])

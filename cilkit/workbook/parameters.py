@@ -92,7 +92,9 @@ def declared_in(source: str) -> dict[str, Parameter]:
             raise UserError(f"parameters cell: `{line}` needs one name and a plain value (number, string, list …).")
         if annotation is None:
             annotation = "Any" if default is None else type(default).__name__
-        found[target.id] = Parameter(target.id, annotation, default, comments.get(statement.end_lineno, ""))
+        lines = range(statement.lineno, statement.end_lineno + 1)
+        comment = " ".join(comments[number] for number in lines if number in comments)
+        found[target.id] = Parameter(target.id, annotation, default, comment)
     return found
 
 
