@@ -261,7 +261,7 @@ def draw() -> None:
         errors={name: f"{name} ±" for name in names},
         chance=10,
         ylabel="last accuracy (%)",
-        title="digits_photo, 5 tasks of 2 classes: last accuracy by pre-training (mean, 95 % interval, 10 class orders)",
+        title="digits_photo, 5 tasks of 2 classes: last accuracy, mean and 95 % interval over orders",
     )
     buffer = io.BytesIO()
     source = {"Software": None, "Description": f"study.csv sha256 {artifacts.sha256_of(OUT / 'study.csv')}"}

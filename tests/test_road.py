@@ -1,0 +1,174 @@
+"""The verbs: what they find, what they make, what they refuse, and what they load."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+import cilkit
+from cilkit import artifacts
+from cilkit.errors import UserError
+from cilkit.road import inputs
+
+TINY = {"arch": "resnet10t", "model_args": {"channels": [8, 8, 16, 16], "stem_width": 8, "stem_type": ""}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("artifacts")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CILKIT_ARTIFACTS", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def realm():
+    return cilkit.foresee("handwritten characters")
+
+
+@pytest.fixture(scope="module")
+def images(realm):
+    return cilkit.paint(realm, generator="font-renderings", per_class=4, workers=1)
+
+
+@pytest.fixture(scope="module")
+def backbone(images):
+    return cilkit.pretrain(images, **TINY, epochs=1, batch_size=32, without_classes_of="digits_photo")
+
+
+def test_golden_digests(realm):
+    """A stage whose meaning changes must raise its VERSION; then these change with it, and only then."""
+    from cilkit.synthesis import make_plan, plan_hash
+
+    assert (realm.artifact.key[:8], realm.artifact.digest[:8]) == ("REALMKEY", "REALMDIG")
+    assert plan_hash(make_plan(realm, per_class=2, seed=0, batch_size=8))[:8] == "PLANHASH"
+    assert cilkit.stream("digits").benchmark.artifact.digest[:8] == "DIGITSDG"
+    assert cilkit.stream("digits_photo").benchmark.artifact.digest[:8] == "PHOTODIG"
+
+
+def test_golden_numbers(backbone):
+    """Floating-point stages: the same up to what another processor may change."""
+    first = backbone.report["epochs"][0]
+    assert first["loss"] == pytest.approx(GOLDEN_LOSS, abs=0.02)
+
+
+def test_the_filtered_arm_holds_no_class_of_the_benchmark(backbone, images):
+    classes = backbone.report["classes"]
+    assert len(images.class_names) == 47 and len(classes) == 37
+    assert not [name for name in classes if name.startswith("digit")]
+    assert backbone.report["images"] == 37 * 4
+
+
+def test_no_parameter_of_the_synthetic_classes_is_left(backbone):
+    from safetensors import safe_open
+
+    with safe_open(backbone.artifact.path / "model.safetensors", "np") as weights:
+        shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    assert not any(37 in shape for shape in shapes.values())
+    assert not any(name.startswith(("fc", "head", "classifier")) for name in shapes)
+
+
+def test_execution_parameters_do_not_change_the_key(realm, images):
+    assert (
+        cilkit.paint(realm, generator="font-renderings", per_class=4, workers=2).artifact.path == images.artifact.path
+    )
+
+
+def test_a_parameter_file_is_the_verb_with_the_notebooks_defaults():
+    by_file = cilkit.from_params("params/01_realm_prompting/characters.yaml")
+    assert by_file.artifact.path == cilkit.foresee("handwritten characters").artifact.path
+    other = cilkit.from_params("params/01_realm_prompting/ornaments.yaml")
+    assert len(other) == len(by_file) and not set(other.concept_names) & set(by_file.concept_names)
+
+
+def test_inputs_may_be_objects_artifacts_names_and_folders(images):
+    artifact = images.artifact
+    for spec in (images, artifact, artifact.name, str(artifact.path)):
+        assert inputs.upstream(spec, "images").artifact.digest == artifact.digest
+
+
+def test_wrong_inputs_are_one_sentence(realm, tmp_path):
+    with pytest.raises(UserError, match="is of stage 'realm'; an artifact of stage 'images' is wanted"):
+        cilkit.pretrain(realm, **TINY, epochs=1)
+    with pytest.raises(UserError, match="does not exist"):
+        cilkit.from_params("params/03_pretraining/nothing.yaml")
+    lost = tmp_path / "x.yaml"
+    lost.write_text("realm: a\n")
+    with pytest.raises(UserError, match="an input is described in one of"):
+        cilkit.from_params(lost)
+
+
+def test_a_misspelt_parameter_in_a_file_stops_before_any_work(tmp_path, monkeypatch):
+    folder = tmp_path / "03_pretraining"
+    folder.mkdir()
+    (folder / "x.yaml").write_text("epoch: 3\n")
+    with pytest.raises(UserError, match="epochs"):
+        cilkit.from_params(folder / "x.yaml")
+
+
+def test_unknown_parameters_of_learners_are_refused():
+    with pytest.raises(UserError, match="none of the learners .* has a parameter 'momentun'"):
+        cilkit.learn(["slca"], momentun=0.9)
+    with pytest.raises(UserError, match="'icarl', which is not among"):
+        cilkit.learn(["slca"], own={"icarl": {}})
+
+
+def test_a_damaged_backbone_is_one_sentence(images):
+    made = cilkit.pretrain(images, **TINY, epochs=1, batch_size=32, seed_init=5)
+    path = made.artifact.path / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10] + bytes(10))  # same size: found by its hash
+    assert artifacts.verify(made.artifact) == [
+        f"{made.artifact.name}: model.safetensors was changed after it was written"
+    ]
+    path.write_bytes(b"\xff" * len(whole))  # a header that cannot be read
+    with pytest.raises(UserError, match="is damaged .*delete the folder and make it again"):
+        made.load()
+    path.write_bytes(whole[:100])
+    with pytest.raises(UserError, match="100 bytes"):
+        cilkit.pretrain(images, **TINY, epochs=1, batch_size=32, seed_init=5)
+
+
+def test_a_learner_of_ones_own_is_told_apart_by_its_source(backbone):
+    from cilkit.learners.nearest_mean import NearestMean
+
+    class Mine(NearestMean):
+        """Nearest mean by another name."""
+
+    stream = cilkit.stream("digits")[:2]
+    mine, theirs = (cilkit.run(one, stream, backbone=backbone) for one in (Mine, "nearest_mean"))
+    assert mine.artifact.key != theirs.artifact.key
+    assert np.array_equal(mine.accuracy.to_numpy(), theirs.accuracy.to_numpy(), equal_nan=True)
+
+
+def test_joint_training_is_a_stream_of_one_task(backbone):
+    runs = cilkit.learn(
+        ["finetune"], benchmark="digits", backbone=backbone, epochs=1, joint_learner="finetune", joint_epochs=1
+    )
+    assert runs["joint"].n_tasks == 1 and runs["finetune"].n_tasks == 5
+    spent = runs["joint"].settings["forwards"]["spent"]["student"]
+    assert spent == len(cilkit.stream("digits").train)
+
+
+HIT = """
+import sys
+import cilkit
+realm = cilkit.foresee("handwritten characters")
+images = cilkit.paint(realm, generator="font-renderings", per_class=4, workers=1)
+backbone = cilkit.pretrain(images, arch="resnet10t", model_args={args}, epochs=1, batch_size=32, without_classes_of="digits_photo")
+stream = cilkit.stream("digits")[:2]
+run = cilkit.run("nearest_mean", stream, backbone=backbone)
+from cilkit import analysis, plots
+plots.accuracy_heat_map(run.accuracy)
+plots.drift_curves(analysis.class_mean_drift(run))
+print(run.artifact.name, sorted(set(sys.modules) & {{"torch", "timm", "diffusers", "transformers", "torchvision"}}))
+"""
+
+
+def test_a_cache_hit_and_all_drawing_need_no_torch(backbone, own_root):
+    made = cilkit.run("nearest_mean", cilkit.stream("digits")[:2], backbone=backbone)
+    code = textwrap.dedent(HIT.format(args=TINY["model_args"]))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == f"{made.artifact.name} []", done.stderr[-2000:]
