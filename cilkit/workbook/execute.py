@@ -184,7 +184,7 @@ def _execute(path, notebook, values, part, status, *, timeout, live, environment
                 status.state = "ok"
             except PapermillExecutionError as error:
                 status.state = "interrupted" if error.ename in ("KeyboardInterrupt", "Stopped") else "failed"
-                plain = error.ename in ("UserError", "Stopped")
+                plain = error.ename in ("UserError", "Stopped", "KeyboardInterrupt")
                 status.sentence = error.evalue if plain else f"{error.ename}: {error.evalue}"
                 status.cell = _code_cell(part)
             except nbclient.exceptions.DeadKernelError:
@@ -204,7 +204,7 @@ def _execute(path, notebook, values, part, status, *, timeout, live, environment
     if run.reason and status.state != "ok":
         limit = f"the time limit of {timeout:g} s is over." if run.reason == "timeout" else "stopped by hand."
         status.state = run.reason
-        status.sentence = f"{limit} {status.sentence}" if "died" not in status.sentence else limit
+        status.sentence = limit if "died" in status.sentence else f"{limit} {status.sentence}".strip()
 
 
 @contextmanager
