@@ -24,7 +24,7 @@ from typing import Any
 
 from cilkit import artifacts
 from cilkit.workbook import parameters
-from cilkit.workbook.fingerprint import fingerprint, all_in_place
+from cilkit.workbook.fingerprint import all_in_place, fingerprint
 from cilkit.workbook.start import commit, shown
 
 GRACE = 15.0  # seconds that an interrupted kernel gets to finish what it keeps
