@@ -7,6 +7,7 @@
 The executed notebook shows the same things, but nobody has to read numbers back out of printed text.
 """
 
+import html
 import math
 import os
 import re
@@ -93,8 +94,10 @@ class Book:
         if _has_index(table):
             table = table.rename_axis(index=[name or "" for name in table.index.names]).reset_index()
         shown = {"float_format": lambda number: f"{number:.{digits}f}", "index": False, "na_rep": ""}
-        bundle = {"text/html": table.to_html(border=0, **shown), "text/plain": table.to_string(**shown)}
-        display(bundle, raw=True)
+        titled = f"<caption>{html.escape(caption)}</caption>\n  <thead>" if caption else "<thead>"
+        page = table.to_html(border=0, **shown).replace("<thead>", titled, 1)
+        text = "\n".join([*([caption] if caption else []), table.to_string(**shown)])
+        display({"text/html": page, "text/plain": text}, raw=True)
 
     def record(self, **numbers: Any) -> None:
         """Note numbers or short texts by name; they stand in `book.json` and in the executed notebook."""

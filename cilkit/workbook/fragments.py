@@ -201,6 +201,9 @@ def _align_numbers(table: Any) -> None:
     body = [row for row in rows if any(cell.name == "td" for cell in row)]
     if not body or any(len(row) != len(rows[0]) for row in rows):
         return
+    if table.thead and not table.thead.get_text(strip=True):
+        table.thead.decompose()
+        rows = body
     for place in range(len(rows[0])):
         texts = [row[place].get_text(strip=True) for row in body]
         if all(not text or NUMBER.fullmatch(text) for text in texts) and any(texts):

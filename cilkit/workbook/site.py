@@ -93,7 +93,7 @@ def build_site(entries: list[Any], folder: Path) -> Path:
         text = templates.get_template("notebook.html").render(page=page, here=page.name, **shared)
         (part / page.address).write_text(text, encoding="utf-8")
     tables = [table_of(page, entry, part) for page in pages for entry in page.book.get("tables", [])]
-    chosen = [table for table in tables if table.headline] or tables
+    chosen = [table for table in tables if table.headline] or [table for table in tables if len(table.rows) <= 12]
     text = templates.get_template("index.html").render(here="index", tables=chosen, **shared)
     (part / "index.html").write_text(text, encoding="utf-8")
     shutil.copy(ASSETS / "site.css", part / "site.css")
