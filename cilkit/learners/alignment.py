@@ -39,13 +39,15 @@ def mean_scales(sizes: Sequence[int], legacy: bool = False) -> np.ndarray:
 
 def cholesky(covariance: np.ndarray) -> np.ndarray:
     """Lower factor, float64 (dim, dim); jitter raised tenfold until it exists (features that hardly vary)."""
+    if not np.isfinite(covariance).all():
+        raise UserError("a class's feature covariance is not finite: stage 1 has diverged; lower lr")
     jitter = 0.0
     for _ in range(8):
         try:
             return np.linalg.cholesky(covariance + jitter * np.eye(len(covariance)))
         except np.linalg.LinAlgError:
             jitter = 10 * jitter or 1e-6 * max(1.0, float(np.trace(covariance)) / len(covariance))
-    raise UserError("a class's feature covariance has no Cholesky factor; features are not finite: lower lr")
+    raise UserError("a class's feature covariance has no Cholesky factor, even with jitter; lower lr")
 
 
 @dataclass

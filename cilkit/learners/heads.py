@@ -28,7 +28,7 @@ class TaskHeads(nn.Module):
 
     def grow(self, classes: int, seed: int, freeze_old: bool, device: torch.device | str = "cpu") -> None:
         """Add a task's head; `freeze_old` decides whether the heads before it still get gradients."""
-        self.requires_grad_(not freeze_old)
+        self.requires_grad_(not freeze_old).zero_grad()
         head = nn.Linear(self.dim, classes)
         generator = torch.Generator().manual_seed(derive(seed, len(self.tasks), "head"))
         nn.init.trunc_normal_(head.weight, std=0.02, generator=generator)

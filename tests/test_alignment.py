@@ -1,0 +1,173 @@
+import numpy as np
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+from cilkit.errors import UserError
+from cilkit.learners import alignment
+from cilkit.learners.heads import TaskHeads
+from cilkit.learners.statistics import JITTER, ClassStatistics, pack, unpack
+
+
+def class_features(n=40, dim=6, seed=0):
+    random = np.random.default_rng(seed)
+    return (random.normal(size=(n, dim)) @ random.normal(size=(dim, dim)) + random.normal(size=dim)).astype(np.float32)
+
+
+def statistics_of(*seeds, dim=6):
+    statistics = ClassStatistics(dim)
+    for seed in seeds:
+        statistics.add(class_features(seed=seed, dim=dim))
+    return statistics
+
+
+def heads_of(sizes, dim=6):
+    heads = TaskHeads(dim)
+    for size in sizes:
+        heads.grow(size, seed=0, freeze_old=True)
+    return heads
+
+
+def test_statistics_are_the_mean_and_the_unbiased_covariance_plus_jitter():
+    features = class_features()
+    statistics = statistics_of(0)
+    centred = features.astype(np.float64) - features.astype(np.float64).mean(0)
+    expected = centred.T @ centred / (len(features) - 1) + JITTER * np.eye(6)
+    np.testing.assert_allclose(statistics.means[0], features.astype(np.float64).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(statistics.covariance(0), expected, rtol=1e-6)
+    assert statistics.bytes == 6 * 8 + 21 * 4
+
+
+def test_covariances_of_fewer_images_than_features_are_symmetric_and_positive_definite():
+    statistics = ClassStatistics(6)
+    statistics.add(class_features(n=3))
+    covariance = statistics.covariance(0)
+    assert np.array_equal(covariance, covariance.T) and np.linalg.eigvalsh(covariance).min() > 0
+    with pytest.raises(UserError, match="'seven' has 1 image"):
+        statistics.add(class_features(n=1), "seven")
+
+
+def test_packing_keeps_a_symmetric_matrix():
+    matrix = np.arange(9.0).reshape(3, 3)
+    matrix = matrix + matrix.T
+    assert np.array_equal(unpack(pack(matrix), 3), matrix)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (20,) * 9 + (16,), (5, 1, 3)])
+def test_mean_scales_take_the_papers_values(sizes):
+    scales = alignment.mean_scales(sizes)
+    tasks = len(sizes)
+    expected = [0.9 + 0.1 * (t + 1) / tasks for t, size in enumerate(sizes) for _ in range(size)]
+    np.testing.assert_allclose(scales, expected, rtol=1e-15)
+    assert scales[-1] == 1.0
+
+
+def test_the_legacy_task_index_is_wrong_for_uneven_splits_as_the_released_code_is():
+    cars = (20,) * 9 + (16,)
+    legacy, right = (alignment.task_index_of_classes(cars, legacy) for legacy in (True, False))
+    assert (legacy != right).sum() == 156
+    assert round(alignment.mean_scales(cars, legacy=True).max(), 4) == 1.03
+    equal = (20,) * 10
+    assert np.array_equal(*(alignment.task_index_of_classes(equal, legacy) for legacy in (True, False)))
+
+
+def test_samples_are_the_scaled_mean_plus_the_factor_times_the_noise():
+    statistics, scales = statistics_of(0, 1, 2), np.array([0.95, 0.95, 1.0])
+    samples, labels = alignment.GaussianSampler(statistics, scales).draw(5, torch.Generator().manual_seed(3))
+    noise = torch.randn((3, 5, 6), generator=torch.Generator().manual_seed(3)).double().numpy()
+    for c in range(3):  # the slow reference: one class, one sample at a time
+        factor = np.linalg.cholesky(statistics.covariance(c))
+        expected = [statistics.means[c] * scales[c] + factor @ z for z in noise[c]]
+        np.testing.assert_allclose(samples[labels == c], expected, atol=1e-4)
+
+
+def test_samples_have_the_moments_of_multivariate_normal():
+    statistics, scales = statistics_of(0), np.array([0.9])
+    samples, _ = alignment.GaussianSampler(statistics, scales).draw(60_000, torch.Generator().manual_seed(0))
+    mean = torch.from_numpy(statistics.means[0] * 0.9)
+    covariance = torch.from_numpy(statistics.covariance(0))
+    reference = MultivariateNormal(mean, covariance)
+    spread = covariance.diagonal().sqrt()
+    assert ((samples.double().mean(0) - reference.mean).abs() / spread).max() < 0.02
+    scale = spread[:, None] * spread[None]
+    assert ((torch.cov(samples.double().T) - reference.covariance_matrix).abs() / scale).max() < 0.03
+
+
+def test_a_singular_covariance_gets_more_jitter_and_a_nan_one_sentence():
+    factor = alignment.cholesky(np.ones((3, 3)))
+    np.testing.assert_allclose(factor @ factor.T, np.ones((3, 3)), atol=1e-4)
+    assert np.array_equal(alignment.cholesky(4 * np.eye(2)), 2 * np.eye(2))
+    with pytest.raises(UserError, match="lower lr"):
+        alignment.cholesky(np.full((3, 3), np.nan))
+
+
+def test_normalised_logits_divide_by_the_mean_of_the_task_norms_and_keep_its_gradient():
+    logits = torch.tensor([[3.0, 4.0, 1.0], [0.0, 2.0, 0.0]], requires_grad=True)
+    out = alignment.normalised_logits(logits, (2, 1), 0.1)
+    torch.testing.assert_close(out, logits / torch.tensor([[3.0], [1.0]]) / 0.1)
+    (gradient,) = torch.autograd.grad(out[0, 2], logits)
+    assert gradient[0, 0] != 0  # through the norm of the other task's block
+
+
+def align_slowly(raw, statistics, epochs, per_class, lr, temperature, seed):
+    """The released code's loop, class by class and step by step, on the same noise."""
+    heads = raw.trainable_copy()
+    sizes, seen = raw.sizes, sum(raw.sizes)
+    optimiser = torch.optim.SGD(heads.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+    for epoch in range(epochs):
+        for group in optimiser.param_groups:
+            group["lr"] = lr * (1 + np.cos(np.pi * epoch / epochs)) / 2
+        generator = torch.Generator().manual_seed(alignment.derive(seed, len(sizes), epoch, "alignment"))
+        noise = torch.randn((seen, per_class, raw.dim), generator=generator)
+        features, labels = [], []
+        for c in range(seen):
+            scale = 0.9 + 0.1 * (alignment.task_index_of_classes(sizes)[c] + 1) / len(sizes)
+            normal = MultivariateNormal(
+                torch.from_numpy(statistics.means[c] * scale).float(),
+                torch.from_numpy(statistics.covariance(c)).float(),
+            )
+            features.append(normal.loc + noise[c] @ normal.scale_tril.T)
+            labels += [c] * per_class
+        order = torch.randperm(seen * per_class, generator=generator)
+        features, labels = torch.cat(features)[order], torch.tensor(labels)[order]
+        for step in range(seen):
+            rows = slice(step * per_class, (step + 1) * per_class)
+            logits, norms, first = heads(features[rows]), [], 0
+            for size in sizes:
+                norms.append(logits[:, first : first + size].pow(2).sum(1, keepdim=True).sqrt() + 1e-7)
+                first += size
+            loss = torch.nn.functional.cross_entropy(logits / (sum(norms) / len(norms)) / temperature, labels[rows])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    return heads
+
+
+def test_alignment_equals_the_slow_reference_and_leaves_the_raw_heads_alone():
+    raw, statistics = heads_of((2, 1)), statistics_of(0, 1, 2)
+    before = {name: value.clone() for name, value in raw.state_dict().items()}
+    settings = {"epochs": 3, "per_class": 16, "lr": 0.01, "temperature": 0.1, "seed": 4}
+    fast, slow = alignment.align(raw, statistics, **settings), align_slowly(raw, statistics, **settings)
+    for name, value in slow.state_dict().items():
+        torch.testing.assert_close(fast.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+        assert torch.equal(raw.state_dict()[name], before[name])
+        assert not torch.equal(value, before[name])
+
+
+def test_after_the_first_task_there_is_nothing_to_align():
+    raw = heads_of((2,))
+    aligned = alignment.align(raw, statistics_of(0, 1))
+    assert all(torch.equal(value, raw.state_dict()[name]) for name, value in aligned.state_dict().items())
+
+
+def test_alignment_separates_classes_that_the_raw_heads_confuse():
+    statistics = statistics_of(0, 1, 2, 3)
+    raw = heads_of((2, 2))
+    samples, labels = alignment.GaussianSampler(statistics, np.ones(4)).draw(200, torch.Generator().manual_seed(9))
+    accuracy = lambda heads: (heads(samples).argmax(1) == labels).float().mean()  # noqa: E731
+    assert accuracy(alignment.align(raw, statistics, epochs=20)) > accuracy(raw) + 0.2
+
+
+def test_an_alignment_that_explodes_is_one_sentence():
+    with pytest.raises(UserError, match=r"alignment loss is nan .* lower align_lr"):
+        alignment.align(heads_of((1, 1)), statistics_of(0, 1), lr=float("nan"))
