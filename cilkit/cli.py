@@ -1,6 +1,7 @@
 """`cilkit run | report | doctor | verify`, for people and make. Bad input is one sentence, without a traceback."""
 
 import argparse
+import errno
 import signal
 import sys
 from pathlib import Path
@@ -18,6 +19,14 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"cilkit: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"cilkit: the disk is full{where}: free some space and run again; finished work is kept.", file=sys.stderr
+        )
+        return 1
     except KeyboardInterrupt as stop:
         print(f"cilkit: {stop or 'interrupted.'}", file=sys.stderr)
         return 130

@@ -56,6 +56,16 @@ def test_a_failing_notebook_is_status_1_and_says_where(write_notebook, tmp_path,
     assert "failed in code cell 3: ZeroDivisionError" in capsys.readouterr().err
 
 
+def test_a_full_disk_is_one_sentence(write_notebook, tmp_path, capsys, monkeypatch):
+    def write(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(artifacts, "atomic_write", write)
+    assert main(["run", str(write_notebook("04")), "-o", str(tmp_path / "o.ipynb")]) == 1
+    error = capsys.readouterr().err
+    assert "the disk is full" in error and "o.status.json" in error and error.count("\n") == 1
+
+
 def test_verify_finds_what_was_changed_afterwards(tmp_path, capsys):
     def make(work):
         artifacts.atomic_write(work.path / "a.txt", "abc")
