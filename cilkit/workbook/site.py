@@ -51,6 +51,11 @@ class Page:
         return self.content.title or self.notebook
 
     @property
+    def variant(self) -> str:
+        """What tells this run from others of its notebook: its parameter file's name."""
+        return Path(self.params).stem.replace("_", " ") if self.params else ""
+
+    @property
     def files(self) -> str:
         return f"files/{self.name}"
 
@@ -61,7 +66,7 @@ class Page:
     @property
     def thumbnail(self) -> dict | None:
         figures = self.book.get("figures", [])
-        return (self.headlines or figures[-1:] or [None])[0]
+        return (self.headlines or figures[:1] or [None])[0]
 
 
 @dataclass
