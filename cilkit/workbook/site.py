@@ -53,7 +53,7 @@ class Page:
     @property
     def variant(self) -> str:
         """What tells this run from others of its notebook: its parameter file's name."""
-        return Path(self.params).stem.replace("_", " ") if self.params else ""
+        return Path(self.params).stem.replace("_", " ") if self.params else "defaults"
 
     @property
     def files(self) -> str:
