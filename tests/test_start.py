@@ -98,13 +98,25 @@ def test_book_leaves_files_and_a_list_of_them(kernel, tmp_path):
     book.uses(SimpleNamespace(artifact=SimpleNamespace(name="run/ab", stage="run", digest="abcd")))
     content = json.loads((tmp_path / "here" / "book.json").read_text())
     assert content["figures"] == [
-        {"caption": "Accuracy, %", "file": "curve.png", "name": "curve", "table": "curve.csv"}
+        {"caption": "Accuracy, %", "file": "curve.png", "headline": False, "name": "curve", "table": "curve.csv"}
     ]
     assert content["tables"][0]["headline"] is True and content["records"] == {"best": 1.5, "missing": None}
     assert content["artifacts"] == [{"digest": "abcd", "name": "run/ab", "stage": "run"}]
     kept = pandas.read_csv(tmp_path / "here" / "arms.csv", index_col=0)
     pandas.testing.assert_frame_equal(kept, table, check_names=False)
     assert (tmp_path / "here" / "curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_shown_table_is_escaped_rounded_and_captioned(kernel, monkeypatch):
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", lambda bundle, **options: shown.append(bundle))
+    table = pandas.DataFrame({"accuracy": [50.04, float("nan")]}, index=["<b>none</b>", "foreseen"])
+    kernel(CELL).table(table, "arms", caption="Arms & more", digits=1)
+    html, text = shown[0]["text/html"], shown[0]["text/plain"]
+    assert "<caption>Arms &amp; more</caption>" in html and "&lt;b&gt;none&lt;/b&gt;" in html and "NaN" not in html
+    assert ">50.0<" in html and text.splitlines()[0] == "Arms & more"
 
 
 def test_the_same_figure_gives_the_same_bytes(kernel, tmp_path):
