@@ -4,6 +4,10 @@
 class UserError(ValueError):
     """Bad input. The message is one sentence: the value, what was expected, what to do."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of a traceback: the sentence is all that the reader needs."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class Stopped(KeyboardInterrupt):
     """Interrupted by a person. Everything finished so far is kept; the next run goes on from there.
