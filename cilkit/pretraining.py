@@ -34,7 +34,7 @@ CHECKPOINT = "pretraining.safetensors"
 def pretrain(
     images: ImageSet,
     *,
-    arch: str = "",
+    arch: str = backbones.DEFAULT_ARCH,
     model_args: dict[str, Any] | None = None,
     epochs: int = 20,
     batch_size: int = 64,

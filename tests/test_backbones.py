@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from tiny import ARGS, backbone
+from tiny import backbone
 
 from cilkit import backbones
 from cilkit.data.transforms import to_float
@@ -111,11 +111,10 @@ def test_running_statistics_move_only_when_asked_to(norm, moves):
 
 
 def test_the_tiny_transformer_is_used_the_same_way(images):
-    vit = backbones.create(backbones.TINY_VIT, 0, backbones.TINY_VIT_ARGS)
+    vit = backbones.create("small_vit")
     assert backbones.extract(vit, images, "probe").shape == (5, vit.dim) == (5, 96)
 
 
 def test_the_default_is_small():
     made = backbones.create(seed=0)
     assert made.dim == 128 and sum(p.numel() for p in made.parameters()) < 400_000
-    assert set(ARGS) <= set(backbones.DEFAULT_MODEL_ARGS)

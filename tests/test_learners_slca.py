@@ -132,6 +132,16 @@ def test_a_frozen_backbone_stays_and_no_test_image_is_forwarded_twice(stream):
     np.testing.assert_allclose(outputs.features, learner.features(stream.test.images(), "probe"), atol=1e-5)
 
 
+@pytest.mark.parametrize(("batches_seen", "wanted", "expected"), [(0, "auto", "batch"), (5, "auto", "frozen")])
+def test_running_statistics_are_frozen_where_the_backbone_comes_trained(batches_seen, wanted, expected):
+    backbone = tiny.backbone()
+    for norm in backbone.norms:
+        norm.num_batches_tracked += batches_seen
+    assert learners.create("slca", backbone, norm_statistics=wanted).norm_statistics == expected
+    assert learners.create("icarl", backbone).norm_statistics == "batch"
+    assert learners.create("slca", backbone, slow_rate=0.0).norm_statistics == "frozen"
+
+
 def test_finetuning_moves_the_backbone_further_than_the_slow_learner(stream):
     moved = {}
     for name in ("finetune", "slow_learner"):

@@ -60,7 +60,7 @@ class Hyper:
     batch_size: int = 32
     lr: float = 0.01
     recipe: str = "digits"
-    norm_statistics: str = "frozen"  # batch normalisation in training: "frozen" running statistics, or the "batch"'s
+    norm_statistics: str = "auto"  # see check_norm_statistics
 
 
 class Learner:
@@ -77,6 +77,7 @@ class Learner:
         self.backbone = backbone
         self.hyper = self.Hyper(**hyper)
         self.seed_init, self.seed_data = seed_init, seed_data
+        self.norm_statistics = norm_statistics_for(backbone, getattr(self.hyper, "norm_statistics", "auto"))
         self.sizes: list[int] = []
         self._tested: dict[int, np.ndarray] = {}  # features of test images, kept while the backbone cannot change
         self.build()
@@ -165,7 +166,7 @@ class Learner:
         if self.hyper.epochs:
             optimiser, schedule = self.optimiser(task)
         for epoch in range(self.hyper.epochs):
-            self.backbone.learning(self.hyper.norm_statistics)
+            self.backbone.learning(self.norm_statistics)
             losses = self._epoch(task, epoch, optimiser)
             schedule.step()
             yield Moment(task, epoch, self.hyper.epochs, losses)
@@ -245,5 +246,16 @@ def part(state: dict[str, torch.Tensor], start: str) -> dict[str, torch.Tensor]:
 
 
 def check_norm_statistics(value: str) -> None:
-    if value not in ("frozen", "batch"):
-        raise UserError(f"norm_statistics is {value!r}; expected 'frozen' (running statistics) or 'batch'")
+    if value not in ("auto", "frozen", "batch"):
+        raise UserError(
+            f"norm_statistics is {value!r}; expected 'frozen' (running statistics), 'batch' or 'auto' ('frozen' for a "
+            "backbone that comes trained, 'batch' for random weights, whose running statistics mean nothing)"
+        )
+
+
+def norm_statistics_for(backbone: Backbone, value: str) -> str:
+    """What "auto" comes to: no normalisation has seen a batch yet where the weights are random."""
+    check_norm_statistics(value)
+    if value != "auto":
+        return value
+    return "batch" if any(int(norm.num_batches_tracked) == 0 for norm in backbone.norms) else "frozen"

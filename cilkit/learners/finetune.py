@@ -31,14 +31,14 @@ class FinetuneHyper:
     weight_decay: float = 5e-4  # on everything, biases and norms included
     local_softmax: bool = True  # cross-entropy over the current task's classes only; old heads frozen and left out
     recipe: str = "digits"  # augmentation, see cilkit.data.transforms
-    # Batch normalisation in training: "frozen" running statistics, or each "batch"'s own. Our decision: the papers'
-    # transformers have no running statistics that a task of two classes could pull away.
-    norm_statistics: str = "frozen"
+    # Batch normalisation in training: "frozen" running statistics, each "batch"'s own, or "auto": frozen where the
+    # backbone comes trained. Our decision: the papers' transformers have none that two classes could pull away.
+    norm_statistics: str = "auto"
 
     def __post_init__(self) -> None:
         check_norm_statistics(self.norm_statistics)
-        if self.slow_rate == 0 and self.norm_statistics != "frozen":
-            raise UserError("slow_rate 0 freezes the backbone; set norm_statistics to 'frozen' with it")
+        if self.slow_rate == 0 and self.norm_statistics == "batch":
+            raise UserError("slow_rate 0 freezes the backbone; leave norm_statistics at 'auto' with it")
 
 
 class Finetune(Learner):
@@ -52,6 +52,7 @@ class Finetune(Learner):
         self.raw = TaskHeads(self.backbone.dim)
         if self.frozen:
             self.backbone.requires_grad_(False)
+            self.norm_statistics = "frozen"
 
     @property
     def frozen(self) -> bool:

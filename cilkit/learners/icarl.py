@@ -31,8 +31,8 @@ class ICaRLHyper:
     epochs: int = 6  # a task. iCaRL: 70
     milestones: tuple[int, ...] = (4, 5)  # lr is divided by 5 after these epochs. iCaRL: 49 and 63 of 70
     batch_size: int = 32  # iCaRL: 128
-    lr: float = 0.1  # iCaRL: 2.0, for a loss that is a mean over 100 outputs; ours is over the classes seen
-    slow_rate: float = 0.1  # backbone lr / head lr. iCaRL: 1, from random weights
+    lr: float = 0.05  # iCaRL: 2.0, for a loss that is a mean over 100 outputs; ours is over the classes seen
+    slow_rate: float = 1.0  # backbone lr / head lr. iCaRL: 1
     momentum: float = 0.9
     weight_decay: float = 1e-5
     criterion: str = "bce"  # the paper's; "ce": softmax over all classes seen + distillation with T = 2, as PyCIL
@@ -41,7 +41,7 @@ class ICaRLHyper:
     per_class: int = 20  # exemplars kept a class
     total: int = 0  # if > 0: K exemplars in all, ceil(K / seen) a class. iCaRL: 2000
     recipe: str = "digits"
-    norm_statistics: str = "frozen"  # see finetune.py
+    norm_statistics: str = "batch"  # as the paper: exemplars put every class into the batches
 
     def __post_init__(self) -> None:
         check_norm_statistics(self.norm_statistics)
