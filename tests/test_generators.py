@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cilkit.data.shards import ImageSet
 from cilkit.errors import UserError
 from cilkit.realms import foresee
-from cilkit.synthesis import glyphs, load_generator
+from cilkit.synthesis import glyphs, load_generator, make_plan, paint_plan
 from cilkit.synthesis.generators import EMBEDDED, PAPER
 
 WEIGHTS = pytest.mark.skipif(not (EMBEDDED / "model_index.json").exists(), reason="the generator is not trained yet")
@@ -138,3 +139,15 @@ def test_corrupt_weights_are_one_sentence(tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be loaded .*restore it"):
         load_generator(tmp_path / "broken").paint(["A photograph of heart"], [1], ["heart"])
+
+
+@WEIGHTS
+@pytest.mark.slow
+def test_embedded_generator_in_two_processes_paints_the_same_bytes_as_in_one(tmp_path):
+    generator = load_generator("embedded", steps=2)
+    plan = make_plan(foresee("handwritten characters")[0].first(6), 5, seed=1, batch_size=8, generator=generator)
+    for workers in (1, 2):
+        paint_plan(plan, generator, tmp_path / str(workers), workers=workers, shard_size=16)
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("1", "2"))
+    assert one == two and len(one) == 3
+    assert ImageSet.open(tmp_path / "2").manifest["steps"].unique().tolist() == [2]  # settings reach the workers

@@ -67,7 +67,7 @@ def test_number_joined_to_the_name_is_split():
         ("1; love seat; Two seats.\n2; div", "line 2", "expected 3 fields"),  # broke off at the token limit
         ("1; love seat; Two seats.\n2", "line 2", "expected 3 fields"),
         ("1; love seat; Two seats.\nand also\n2; divan; Long.", "line 2", "expected 3 fields"),
-        ('1; love seat; "Two seats.\n2; divan; Long.', "line 2", "quote closed"),
+        ('1; love seat; "Two seats.\n2; divan; Long.', "line 1", "every quote closed"),
         ("love seat; big; Two seats.", "line 1", "beginning with a number"),
         ("1; ; Two seats.", "line 1", "expected a name"),
         ("item_id; name; looks\n1; divan; Long.", "line 1", "expected the columns"),
@@ -80,6 +80,16 @@ def test_broken_reply_is_one_sentence_with_reply_line_and_expectation(reply, lin
         classes(reply)
     message = str(caught.value)
     assert "reply 2" in message and line in message and expected in message and "\n" not in message
+
+
+def test_quotes_around_and_inside_fields():
+    rows, report = classes('1; "love seat"; "Two seats; low."\n2; "Iceberg" divan; White.\n3; stool; 20" tall.')
+    assert [(row.name, row.description) for row in rows] == [
+        ("love seat", "Two seats; low."),
+        ('"Iceberg" divan', "White."),
+        ("stool", '20" tall.'),
+    ]
+    assert [(repair.what, repair.where) for repair in report.repairs] == [("quotes inside a field", "reply 2, line 2")]
 
 
 def test_long_description_ends_after_its_last_clause_that_fits():
@@ -146,11 +156,11 @@ def test_names_cut_at_a_dot_are_told_from_repeats():
 def test_subtypes_by_commas_or_by_lines():
     report = Report()
     assert parse_subtypes("anura, caudata,  gymnophiona.", "reply 1", report) == ["anura", "caudata", "gymnophiona"]
-    assert parse_subtypes("1. breakfast\n2. St. John's bread\n3. Breakfast\n", "reply 1", report) == [
+    assert parse_subtypes("Here they are:\n1. breakfast\n2. St. John's bread\n3. Breakfast\n", "reply 1", report) == [
         "breakfast",
         "St. John's bread",
     ]
-    assert report.count("repeated subtype") == 1
+    assert report.count("repeated subtype") == report.count("words around the list") == 1
 
 
 @pytest.mark.parametrize("reply", ["", " \n ", "I am sorry, " + "but this is a very long excuse " * 4])

@@ -8,7 +8,6 @@ separator inside a description, descriptions over the limit). Every repair is a 
 """
 
 import csv
-import io
 import re
 import unicodedata
 from collections import Counter
@@ -105,6 +104,9 @@ def parse_subtypes(reply: str, where: str, report: Report) -> list[str]:
     subtypes: list[str] = []
     for number, line in enumerate(reply.strip().splitlines(), 1):
         place = f"{where}, line {number}"
+        if line.rstrip().endswith(":"):
+            report.add(place, "words around the list", line)
+            continue
         line = re.sub(r"^\s*(?:\d+[.)]|[-*•])\s+", "", line).strip().removesuffix(".")
         for part in next(csv.reader([line], skipinitialspace=True), []):
             name = tidy(part.rstrip(), place, report)
@@ -127,7 +129,7 @@ def parse_classes(reply: str, kind: str, subtype: str, where: str, report: Repor
     """
     columns = COLUMNS[kind]
     rows = []
-    for line, fields in _table(_records(reply, where), where, report):
+    for line, fields in _table(_records(reply, where, report), where, report):
         place = f"{where}, line {line}"
         if normal(fields[0]) == columns[0]:
             columns = _header(fields, kind, place)
@@ -139,16 +141,24 @@ def parse_classes(reply: str, kind: str, subtype: str, where: str, report: Repor
     return rows
 
 
-def _records(reply: str, where: str) -> list[tuple[int, list[str]]]:
-    """The reply read as CSV: (line at which the record ends, fields), blank lines left out."""
-    reader = csv.reader(io.StringIO(reply), delimiter=";", skipinitialspace=True, strict=True)
+def _records(reply: str, where: str, report: Report) -> list[tuple[int, list[str]]]:
+    """The reply read as CSV, every line a record: (line, fields), blank lines left out."""
+    lines = enumerate(reply.splitlines(), 1)
+    return [(number, _fields(line, f"{where}, line {number}", report)) for number, line in lines if line.strip()]
+
+
+def _fields(line: str, place: str, report: Report) -> list[str]:
+    form = {"delimiter": ";", "skipinitialspace": True}
     try:
-        return [(reader.line_num, fields) for fields in reader if any(text.strip() for text in fields)]
+        return next(csv.reader([line], strict=True, **form))
     except csv.Error as error:
-        raise UserError(
-            f"{where}, line {reader.line_num}: expected fields separated by ';' with every quote closed, "
-            f"found text that breaks off ({error}); correct the line or ask again"
-        ) from None
+        if "unexpected end" in str(error):
+            raise UserError(
+                f"{place}: expected fields separated by ';' with every quote closed on its line, "
+                f"found {line.strip()[:60]!r}; correct the line or ask again"
+            ) from None
+    report.add(place, "quotes inside a field", line, line)  # kept as they are: "Iceberg" rose
+    return next(csv.reader([line], quoting=csv.QUOTE_NONE, **form))
 
 
 def _table(records: list[tuple[int, list[str]]], where: str, report: Report) -> list[tuple[int, list[str]]]:
