@@ -174,7 +174,23 @@ def test_broken_reply_in_a_realm_s_folder_is_named_with_its_line(tmp_path):
         assert part in str(caught.value)
 
 
+def test_json_file_with_replies_of_one_s_own(tmp_path):
+    path = tmp_path / "soups.json"
+    replies = [{"subtype": "clear", "text": "1; consommé; Amber and clear."}, {"subtype": "thick", "text": "1; bisque"}]
+    path.write_text(json.dumps({"name": "soups", "kind": "object", "replies": replies[:1]}))
+    assert [concept.prompt for concept in Realm.load(path).concepts] == ["A photograph of consommé: Amber and clear."]
+    path.write_text(json.dumps({"name": "soups", "kind": "object", "replies": replies}))
+    with pytest.raises(UserError, match=r"soups\.json, reply 2, line 1: expected 3 fields"):
+        Realm.load(path)
+    path.write_text(json.dumps({"name": "soups", "kind": "object", "replies": [*replies[:1], {"subtype": "cold"}]}))
+    with pytest.raises(UserError, match=r"soups\.json, reply 2: expected an object with texts"):
+        Realm.load(path)
+
+
 def test_broken_files_are_one_sentence(tmp_path):
+    (tmp_path / "realm.txt").write_text("birds")
+    with pytest.raises(UserError, match="does not exist; expected a saved realm"):
+        Realm.load(tmp_path / "realm.txt")
     with pytest.raises(UserError, match="does not exist"):
         Realm.load(tmp_path / "nowhere")
     (tmp_path / "realm.json").write_text('{"name": "x"')
@@ -184,7 +200,7 @@ def test_broken_files_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match="kind is missing"):
         Realm.load(tmp_path)
     (tmp_path / "realm.json").write_text('{"name": "x", "kind": "object"}')
-    with pytest.raises(UserError, match="neither realm.csv nor replies"):
+    with pytest.raises(UserError, match="neither realm.csv nor replies/"):
         Realm.load(tmp_path)
     for text, expected in [
         ("a,b\n1,2\n", "line 1: expected the columns"),

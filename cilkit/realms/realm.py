@@ -142,22 +142,24 @@ class Realm:
 
     @classmethod
     def load(cls, path: str | Path, report: parsing.Report | None = None) -> "Realm":
-        """A saved folder, its realm.json, or a table: realm.csv or one of the class lists that Premonition published.
+        """A saved folder, its realm.json, a table, or a JSON file with `name`, `kind` and `replies`.
 
-        A folder without realm.csv is parsed afresh from its replies. What had to be repaired is added to `report`. A
-        broken file raises UserError naming it, the reply or line, and what was expected.
+        A table is realm.csv or one of the class lists that Premonition published. `replies` are objects with `subtype`
+        ("" for the list of subtypes) and `text`; they, and a folder without realm.csv, are parsed afresh. What had to
+        be repaired is added to `report`. A broken file raises UserError naming it, the reply or line, and what was
+        expected.
         """
         path, report = Path(path), parsing.Report() if report is None else report
         if path.suffix == ".csv":
             return _from_table(path, path.stem if path.stem != "realm" else path.resolve().parent.name, None, report)
-        folder = path.parent if path.name == "realm.json" else path
-        header = read_json(folder / "realm.json", ("name", "kind"))
-        replies, files = _read_replies(folder)
-        if (folder / "realm.csv").exists():
+        card = path if path.suffix == ".json" else path / "realm.json"
+        header, folder = read_json(card, ("name", "kind")), card.parent
+        replies, files = _listed_replies(card, header) if "replies" in header else _read_replies(folder)
+        if "replies" not in header and (folder / "realm.csv").exists():
             realm = _from_table(folder / "realm.csv", header["name"], header["kind"], report)
             return replace(realm, replies=tuple(replies))
         if not replies:
-            raise UserError(f"{folder} has neither realm.csv nor replies/*.json; expected the folder of a saved realm")
+            raise UserError(f"{card} has no replies, and neither realm.csv nor replies/*.json lies beside it; add one")
         realm, found = cls.from_replies(header["name"], header["kind"], replies, files)
         report.repairs += found.repairs
         return realm
@@ -184,11 +186,22 @@ def _read_replies(folder: Path) -> tuple[list[Reply], list[str]]:
     return replies, [str(path) for path in files]
 
 
+def _listed_replies(path: Path, content: dict) -> tuple[list[Reply], list[str]]:
+    """The replies in a JSON file; they answer messages that nobody noted."""
+    listed = content["replies"] if isinstance(content["replies"], list) else [content["replies"]]
+    for number, one in enumerate(listed, 1):
+        if not (isinstance(one, dict) and all(isinstance(one.get(key), str) for key in ("subtype", "text"))):
+            raise UserError(
+                f"{path}, reply {number}: expected an object with texts 'subtype' and 'text', found {one!r:.60}"
+            )
+    return [Reply(one["subtype"], (), one["text"], path.name) for one in listed], [str(path)] * len(listed)
+
+
 def read_json(path: Path, expected: Sequence[str]) -> dict:
     """A JSON object with at least the expected keys; UserError naming file, line and what was expected otherwise."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{path} does not exist; expected a saved realm (a folder with realm.json, or a .csv)"
         ) from None
