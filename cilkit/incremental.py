@@ -76,7 +76,6 @@ class _Record:
         self.losses: list[list[dict[str, float]]] = []  # task, epoch
         self.accuracy: dict[str, list[list[float]]] = {}  # head -> rows of the accuracy matrix, percent
         self.kept: list[Outputs] = []
-        self.default_head = learner.default_head
 
     def outputs(self, task: Task, outputs: Outputs, losses: list[dict[str, float]]) -> None:
         for name, logits in outputs.heads.items():
@@ -144,10 +143,11 @@ class _Record:
         for name, rows in self.accuracy.items():
             artifacts.atomic_write(self.folder / f"accuracy_{name}.csv", _csv(rows))
         learner, stream = self.learner, self.stream
+        identity = learner.identity()
         backbones.save(learner.backbone, self.folder / "backbone")
         settings = {
-            "learner": learner.identity()["learner"],
-            "hyper": {key: value for key, value in learner.identity().items() if key != "learner"},
+            "learner": identity.pop("learner"),
+            "hyper": identity,
             "seed_init": learner.seed_init,
             "seed_data": learner.seed_data,
             "stream": stream.identity(),

@@ -82,8 +82,19 @@ class Learner:
         self._tested: dict[int, np.ndarray] = {}  # features of test images, kept while the backbone cannot change
         self.build()
 
+    @property
+    def name(self) -> str:
+        """The file's name for a method of this package, else the class's."""
+        package, _, file = type(self).__module__.rpartition(".")
+        return file if package == "cilkit.learners" else type(self).__name__
+
+    @property
+    def epochs(self) -> int:
+        """Epochs a task; 0 for a method that trains nothing."""
+        return getattr(self.hyper, "epochs", 0)
+
     def identity(self) -> dict[str, Any]:
-        return {"learner": type(self).__name__, **asdict(self.hyper)}
+        return {"learner": self.name, **asdict(self.hyper)}
 
     @property
     def known(self) -> int:
@@ -163,13 +174,13 @@ class Learner:
         """Learn one task; yields after every epoch. UserError when a loss is no longer a finite number."""
         self.sizes.append(len(task.classes))
         self.begin_task(task)
-        if self.hyper.epochs:
+        if self.epochs:
             optimiser, schedule = self.optimiser(task)
-        for epoch in range(self.hyper.epochs):
+        for epoch in range(self.epochs):
             self.backbone.learning(self.norm_statistics)
             losses = self._epoch(task, epoch, optimiser)
             schedule.step()
-            yield Moment(task, epoch, self.hyper.epochs, losses)
+            yield Moment(task, epoch, self.epochs, losses)
         self.end_task(task)
 
     def _epoch(self, task: Task, epoch: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:

@@ -48,9 +48,10 @@ class SLCA(SlowLearner):
         self._factors: dict[int, np.ndarray] = {}  # Cholesky factors by class; statistics never change
 
     def end_task(self, task: Task) -> None:
-        features = self.features(task.train.images(), "statistics")  # (n, dim), test transform, eval mode
+        new = task.train.of_classes(task.classes)
+        features = self.features(new.images(), "statistics")  # (n, dim), test transform, eval mode
         for label in task.classes:
-            self.statistics.add(features[task.train.labels == label], task.train.class_names[label])
+            self.statistics.add(features[new.labels == label], new.class_names[label])
 
     def heads(self):
         from cilkit.learners.alignment import align
@@ -83,8 +84,8 @@ class SLCA(SlowLearner):
         self.statistics.packed = state["statistics.packed"].numpy()
 
     def declared(self, stream: Stream) -> dict[str, int]:
-        """The slow learner's, and one pass over each task's training images for its class statistics."""
-        return super().declared(stream) | {"statistics": sum(len(task.train) for task in stream)}
+        """The slow learner's, and one pass over each new class's training images for its statistics."""
+        return super().declared(stream) | {"statistics": len(stream.train)}
 
     def stored_bytes(self) -> dict[str, int]:
         return {"class means and covariances": self.statistics.bytes}
