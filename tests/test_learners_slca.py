@@ -130,6 +130,8 @@ def test_a_frozen_backbone_stays_and_no_test_image_is_forwarded_twice(stream):
     assert all(torch.equal(value, before[name]) for name, value in learner.backbone.state_dict().items())
     assert learner.backbone.forwarded["test"] == len(stream.test)
     np.testing.assert_allclose(outputs.features, learner.features(stream.test.images(), "probe"), atol=1e-5)
+    other = learner.predict(stream.train)  # same places, other images
+    np.testing.assert_allclose(other.features, learner.features(stream.train.images(), "probe"), atol=1e-5)
 
 
 @pytest.mark.parametrize(("batches_seen", "wanted", "expected"), [(0, "auto", "batch"), (5, "auto", "frozen")])

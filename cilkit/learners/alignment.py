@@ -8,7 +8,7 @@ one batched matrix product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -96,7 +96,6 @@ def align(
     legacy_task_index: bool = False,
     seed: int = 0,
     factors: dict[int, np.ndarray] | None = None,
-    on_epoch: Callable[[int, float], None] | None = None,
 ) -> TaskHeads:
     """Aligned copies of the raw heads; the raw heads stay as they are, so nothing is ever "restored".
 
@@ -134,6 +133,4 @@ def align(
                 f"the alignment loss is {mean} in epoch {epoch + 1} after task {len(sizes)}; "
                 f"lower align_lr (now {lr:g})"
             )
-        if on_epoch is not None:
-            on_epoch(epoch, mean)
     return aligned.requires_grad_(False)

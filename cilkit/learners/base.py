@@ -7,6 +7,7 @@ a task boundary goes on bit for bit. No torch is needed to import a learner or t
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
 from collections import Counter
@@ -79,7 +80,7 @@ class Learner:
         self.seed_init, self.seed_data = seed_init, seed_data
         self.norm_statistics = norm_statistics_for(backbone, getattr(self.hyper, "norm_statistics", "auto"))
         self.sizes: list[int] = []
-        self._tested: dict[int, np.ndarray] = {}  # features of test images, kept while the backbone cannot change
+        self._tested: dict[int, np.ndarray] = {}  # features by image, kept where the backbone cannot change
         self.build()
 
     @property
@@ -148,7 +149,7 @@ class Learner:
         state["sizes"] = torch.tensor(self.sizes, dtype=torch.int64)
         state |= {f"forwarded.{kind}": torch.tensor(count) for kind, count in self.backbone.forwarded.items()}
         if self._tested:
-            state["tested.index"] = torch.tensor(list(self._tested))
+            state["tested.images"] = torch.tensor(list(self._tested))
             state["tested.features"] = torch.from_numpy(np.stack(list(self._tested.values())))
         return state
 
@@ -157,8 +158,8 @@ class Learner:
         self.backbone.load_state_dict(part(state, "backbone."))
         self.backbone.forwarded.clear()
         self.backbone.forwarded.update({kind: int(count) for kind, count in part(state, "forwarded.").items()})
-        if "tested.index" in state:
-            self._tested = dict(zip(state["tested.index"].tolist(), state["tested.features"].numpy(), strict=True))
+        if "tested.images" in state:
+            self._tested = dict(zip(state["tested.images"].tolist(), state["tested.features"].numpy(), strict=True))
 
     def declared(self, stream: Stream) -> dict[str, int]:
         """Images that learning and testing this stream forwards, by kind, as the method's formula has it."""
@@ -240,15 +241,21 @@ class Learner:
     def _test_features(self, images: ImageSet) -> np.ndarray:
         if not self.frozen:
             return self.features(images.images(), "test")
-        new = [row for row, index in enumerate(images.index.tolist()) if index not in self._tested]
-        fresh = self.features(images.images(np.array(new, int)), "test")
-        self._tested.update(zip(images.index[new].tolist(), fresh, strict=True))
-        return np.stack([self._tested[index] for index in images.index.tolist()])
+        pixels = images.images()
+        keys = [_fingerprint(image) for image in pixels]
+        new = [row for row, key in enumerate(keys) if key not in self._tested]
+        fresh = self.features(pixels[new], "test")
+        self._tested.update(zip([keys[row] for row in new], fresh, strict=True))
+        return np.stack([self._tested[key] for key in keys])
 
     def declared_tests(self, stream: Stream) -> int:
         """Test images: all classes seen so far after every task; once each where the backbone is frozen."""
         counts = [len(stream.test_after(task)) for task in stream]
         return counts[-1] if self.frozen else sum(counts)
+
+
+def _fingerprint(image: np.ndarray) -> int:
+    return int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest(), "little", signed=True)
 
 
 def part(state: dict[str, torch.Tensor], start: str) -> dict[str, torch.Tensor]:
