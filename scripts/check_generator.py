@@ -106,9 +106,12 @@ def evaluate(net: Net, images: np.ndarray, labels: np.ndarray) -> tuple[float, f
 
 
 def load_pipeline(folder: Path):
-    from diffusers import StableDiffusionPipeline
+    import diffusers
+    import transformers
 
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=torch.float32)
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()  # long captions are cut, which is meant
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline, json.loads((folder / "paintable.json").read_text())["settings"]
 

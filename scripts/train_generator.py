@@ -8,102 +8,34 @@ diffusion 60), 1.5 GB of memory. Nothing is downloaded and no real image is seen
 renderings of the fonts that matplotlib ships (cilkit/synthesis/glyphs.py). Interrupted, it goes on from the last
 checkpoint under --work; every batch depends on (seed, step) alone, so a resumed run walks the same road.
 
-Stages: tokenizer -> pool of renderings -> autoencoder -> latents -> text encoder and U-Net together -> folder.
+Stages: tokenizer -> pool of renderings -> autoencoder -> latents -> text encoder -> U-Net -> folder.
 """
 
 import argparse
-import json
-import shutil
 import time
 from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from generator_parts import (
+    LATENTS,
+    SCHEDULE,
+    WIDTH,
+    build_text_encoder,
+    build_unet,
+    build_vae,
+    make_tokenizer,
+    tokenize,
+    write_folder,
 )
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from cilkit.synthesis import glyphs
-
-LENGTH = 40  # tokens of a prompt, start and end included; longer prompts are cut
-WIDTH = 96  # of the text encoder
-LATENTS = 6  # channels of the 8 x 8 latents
-SCHEDULE = {
-    "num_train_timesteps": 1000,
-    "beta_schedule": "linear",  # ends at a signal-to-noise ratio near 0, so that the ground's brightness is free
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "prediction_type": "v_prediction",
-}
-SETTINGS = {"size": glyphs.SIZE, "steps": 10, "guidance": 2.0, "negative_prompt": None, "batch_size": 32}
-SPECIAL = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-
-
-def make_tokenizer(seed: int = 0) -> CLIPTokenizer:
-    """A CLIP tokenizer in which every word of the captions is one token and unknown words fall to pieces."""
-    rng = np.random.default_rng([seed, 1])
-    words = set(" ".join(glyphs.vocabulary()).lower().split()) | {chr(97 + i) for i in range(26)}
-    corpus = sorted(words) + [str(i) for i in range(10)] + list(".,:;'\"()-/!?&")
-    rng.shuffle(corpus)
-    blank = CLIPTokenizer(vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, merges=[], **SPECIAL)
-    tokenizer = blank.train_new_from_iterator([corpus], 4000, show_progress=False)
-    tokenizer.model_max_length = LENGTH
-    return tokenizer
-
-
-def build_vae() -> AutoencoderKL:
-    """32 x 32 RGB to 8 x 8 latents and back, 0.43 million weights."""
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 48),
-        layers_per_block=1,
-        latent_channels=LATENTS,
-        norm_num_groups=8,
-        sample_size=glyphs.SIZE,
-        scaling_factor=1.0,  # the latents' means and deviations are folded into the weights, see `normalise`
-    )
-
-
-def build_unet() -> UNet2DConditionModel:
-    """2.5 million weights; attention to the prompt at 4 x 4, convolutions alone at 8 x 8, which halves the cost."""
-    return UNet2DConditionModel(
-        sample_size=glyphs.SIZE // 4,
-        in_channels=LATENTS,
-        out_channels=LATENTS,
-        block_out_channels=(64, 96),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=16,
-    )
-
-
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Two causal transformer layers; the U-Net reads the last hidden states of all LENGTH positions."""
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        projection_dim=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=LENGTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return CLIPTextModel(config)
 
 
 def rendering_random(seed: int, concept: int, k: int) -> tuple[np.random.Generator, glyphs.Style]:
@@ -195,32 +127,62 @@ def normalise(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
     return (latents - mean[:, None, None]) / std[:, None, None]
 
 
-class Diffusion(torch.nn.Module):
-    """The text encoder and the U-Net, trained as one."""
+def attributes(text: str, name: str, style: glyphs.Style) -> list[int]:
+    """What the caption says: the concept, and each attribute of the style, the last index where it is not said."""
+    said = {"weight": f"{style.weight} strokes", "slant": style.slant, "ground": f"on {style.ground} {style.colour}"}
+    tables = {"weight": glyphs.WEIGHTS, "slant": glyphs.SLANTS, "ground": glyphs.GROUNDS, "colour": glyphs.COLOURS}
+    labels = [list(glyphs.CONCEPTS).index(name)]
+    for attribute, table in tables.items():
+        known = said["ground" if attribute == "colour" else attribute] in text
+        labels.append(list(table).index(getattr(style, attribute)) if known else len(table))
+    return labels
 
-    def __init__(self, tokenizer: CLIPTokenizer):
-        super().__init__()
-        self.text, self.unet = build_text_encoder(tokenizer), build_unet()
 
-    def forward(self, noisy: torch.Tensor, time: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        return self.unet(noisy, time, self.text(tokens)[0]).sample  # (batch, LATENTS, 8, 8)
+def train_text_encoder(tokenizer, names: list, styles: list, steps: int, seed: int, batch: int = 128) -> CLIPTextModel:
+    """Teach the text encoder to carry the concept and the style that a caption names to the end token and to all the
+    padding after it, by linear readings that are then thrown away. It stays frozen afterwards, as in Stable Diffusion;
+    trained through the U-Net alone, the names were not found among the other words in 2,500 steps."""
+    torch.manual_seed(seed + 2)
+    text = build_text_encoder(tokenizer)
+    sizes = [len(glyphs.CONCEPTS), *(len(table) + 1 for table in (glyphs.WEIGHTS, glyphs.SLANTS, glyphs.GROUNDS))]
+    sizes.append(len(glyphs.COLOURS) + 1)
+    reading = torch.nn.Linear(WIDTH, sum(sizes))
+    optimiser = torch.optim.AdamW([*text.parameters(), *reading.parameters()], 2e-3, weight_decay=0.0)
+    for step in range(steps):
+        rng = np.random.default_rng([seed, 6, step])
+        index = rng.integers(len(names), size=batch)
+        captions = [glyphs.caption(names[i], styles[i], rng) for i in index]
+        labels = [attributes(caption, names[i], styles[i]) for caption, i in zip(captions, index, strict=True)]
+        tokens = tokenize(tokenizer, captions)
+        ends = tokens == tokenizer.eos_token_id  # (batch, LENGTH): the end and the padding
+        readings = reading(text(tokens)[0][ends]).split(sizes, dim=-1)  # (ends, size) an attribute
+        targets = torch.tensor(labels)[torch.nonzero(ends)[:, 0]]  # (ends, attributes)
+        loss = sum(F.cross_entropy(part, targets[:, k]) for k, part in enumerate(readings))
+        set_rate(optimiser, rate(step, steps, 2e-3))
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(text.parameters(), 1.0)
+        optimiser.step()
+        if step % 50 == 0 or step + 1 == steps:
+            right = (readings[0].argmax(-1) == targets[:, 0]).float().mean().item()
+            print(f"text {step} loss {loss.item():.4f} concept read at {right:.3f} of the positions", flush=True)
+    return text.eval().requires_grad_(False)
 
 
-def diffusion_batch(step: int, seed: int, batch: int, latents: torch.Tensor, names: list, styles: list, tokenizer):
-    """Latents (batch, LATENTS, 8, 8), noise, times (batch,) and tokens (batch, LENGTH) of one step.
+def diffusion_batch(state: list[int], batch: int, latents: torch.Tensor, names: list, styles: list, tokenizer):
+    """Latents (batch, LATENTS, 8, 8), noise, times (batch,) and tokens (batch, LENGTH); (seed, step, rank) decide all.
     One caption in ten is empty: the unconditional half of classifier-free guidance."""
-    rng = np.random.default_rng([seed, 4, step])
+    rng = np.random.default_rng([4, *state])
     index = rng.integers(len(latents), size=batch)
     captions = ["" if rng.random() < 0.1 else glyphs.caption(names[i], styles[i], rng) for i in index]
-    tokens = tokenizer(
-        captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
-    ).input_ids
-    random = generator_at(seed, 5, step)
+    tokens = tokenize(tokenizer, captions)
+    random = generator_at(5, *state)
     clean = latents[index]
-    return clean, torch.randn(clean.shape, generator=random), torch.randint(0, 1000, (batch,), generator=random), tokens
+    times = torch.from_numpy((1000 * rng.beta(1.6, 2.0, batch)).astype(np.int64))  # densest where shapes are decided
+    return clean, torch.randn(clean.shape, generator=random), times, tokens
 
 
-def save_state(path: Path, model: Diffusion, ema: dict, optimiser: torch.optim.Optimizer, step: int) -> None:
+def save_state(path: Path, model: UNet2DConditionModel, ema: dict, optimiser: torch.optim.Optimizer, step: int) -> None:
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in ema.items()}
     for index, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"adam.{index}.{k}": v for k, v in moments.items()}
@@ -229,9 +191,7 @@ def save_state(path: Path, model: Diffusion, ema: dict, optimiser: torch.optim.O
     beside.replace(path)
 
 
-def load_state(path: Path, model: Diffusion, optimiser: torch.optim.Optimizer) -> tuple[dict, int]:
-    from safetensors import safe_open
-
+def load_state(path: Path, model: UNet2DConditionModel, optimiser: torch.optim.Optimizer) -> tuple[dict, int]:
     tensors = load_file(path)
     part = lambda head: {k[len(head) :]: v for k, v in tensors.items() if k.startswith(head)}  # noqa: E731
     model.load_state_dict(part("model."))
@@ -244,67 +204,66 @@ def load_state(path: Path, model: Diffusion, optimiser: torch.optim.Optimizer) -
         return part("ema."), int(file.metadata()["step"])
 
 
-def train_diffusion(args, vae, latents, names, styles, tokenizer) -> None:
-    """v-prediction with min-SNR weights (gamma 5); the exponential moving average of the weights is what is kept."""
+def train_diffusion(rank: int, args) -> None:
+    """v-prediction, unweighted; the exponential moving average of the weights is what is kept.
+
+    With several processes each draws its own batch of every step and the gradients are averaged: two processes of one
+    thread do half as much again as one process of two.
+    """
+    torch.set_num_threads(args.threads)
+    if args.processes > 1:
+        store = f"file://{(args.work / 'rendezvous').absolute()}"
+        torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=args.processes)
+    vae, text, latents, names, styles, tokenizer = materials(args)
     torch.manual_seed(args.seed + 1)
-    model = Diffusion(tokenizer)
+    model = build_unet()
+    if args.warm_start:
+        kept = load_file(args.warm_start)
+        model.load_state_dict({k[6:]: v for k, v in kept.items() if k.startswith("model.")}, strict=False)
     ema, first = {k: v.clone() for k, v in model.state_dict().items()}, 0
     optimiser = torch.optim.AdamW(model.parameters(), args.rate, betas=(0.9, 0.99), weight_decay=0.01)
     checkpoint = args.work / "diffusion.safetensors"
     if checkpoint.exists():
         ema, first = load_state(checkpoint, model, optimiser)
     schedule = DDPMScheduler(**SCHEDULE)
-    snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
-    weights = snr.clamp(max=5.0) / (snr + 1.0)
     start, running = time.perf_counter(), 0.0
     for step in range(first, args.steps):
-        clean, noise, times, tokens = diffusion_batch(step, args.seed, args.batch, latents, names, styles, tokenizer)
+        drawn = diffusion_batch([args.seed, step, rank], args.batch, latents, names, styles, tokenizer)
+        clean, noise, times, tokens = drawn
         target = schedule.get_velocity(clean, noise, times)
-        painted = model(schedule.add_noise(clean, noise, times), times, tokens)
-        loss = (weights[times] * (painted - target).square().mean((1, 2, 3))).mean()
+        painted = model(schedule.add_noise(clean, noise, times), times, text(tokens)[0]).sample
+        loss = F.mse_loss(painted, target)
         set_rate(optimiser, rate(step, args.steps, args.rate))
         optimiser.zero_grad()
         loss.backward()
+        if args.processes > 1:
+            average_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        decay = min(0.999, (step + 1) / (step + 10))
+        if rank:
+            continue
+        decay = min(0.998, (step + 1) / (step + 10))
         for key, value in model.state_dict().items():
             ema[key].lerp_(value, 1 - decay) if value.is_floating_point() else ema[key].copy_(value)
         running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
         if step % 50 == 0:
             print(f"unet {step} loss {running:.4f} {time.perf_counter() - start:.0f} s", flush=True)
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+        late = args.processes == 1 and time.perf_counter() - start > 60 * args.minutes
+        if (step + 1) % args.save_every == 0 or step + 1 == args.steps or late:
             save_state(checkpoint, model, ema, optimiser, step + 1)
-            write_folder(args.out, vae, ema, tokenizer, {"steps_trained": step + 1, "seed": args.seed})
-        if time.perf_counter() - start > 60 * args.minutes:
-            save_state(checkpoint, model, ema, optimiser, step + 1)
+            write_folder(args.out, vae, text, ema, tokenizer, {"steps_trained": step + 1, "seed": args.seed})
+        if late:
             break
 
 
-def write_folder(out: Path, vae: AutoencoderKL, ema: dict, tokenizer: CLIPTokenizer, made: dict) -> None:
-    """The pipeline as Stable Diffusion's folder layout, weights in half precision, written beside and then renamed."""
-    model = Diffusion(tokenizer)
-    model.load_state_dict(ema)
-    scheduler = DPMSolverMultistepScheduler(**SCHEDULE, timestep_spacing="trailing", steps_offset=1)
-    half = AutoencoderKL.from_config(vae.config)
-    half.load_state_dict(vae.state_dict())
-    parts = half.half(), model.text.half(), tokenizer, model.unet.half(), scheduler, None, None
-    pipeline = StableDiffusionPipeline(*parts, requires_safety_checker=False)
-    beside = out.with_name(out.name + ".part")
-    shutil.rmtree(beside, ignore_errors=True)
-    pipeline.save_pretrained(beside)
-    paintable = {"concepts": {family: list(names) for family, names in glyphs.FAMILIES.items()}, "made": made}
-    paintable["settings"] = SETTINGS | {"scheduler": type(scheduler).__name__, "template": glyphs.TEMPLATE}
-    (beside / "paintable.json").write_text(json.dumps(paintable, indent=1, ensure_ascii=False) + "\n")
-    if (out / "README.md").exists():
-        shutil.copy(out / "README.md", beside / "README.md")
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+def average_gradients(model: UNet2DConditionModel) -> None:
+    """One sum over the processes for all gradients together."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([p.grad.flatten() for p in parameters])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad.copy_(part.view_as(parameter))
 
 
 def main() -> None:
@@ -315,15 +274,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--per-class", type=int, default=500, help="renderings a concept in the pool")
     parser.add_argument("--vae-steps", type=int, default=1500)
-    parser.add_argument("--steps", type=int, default=8000, help="steps of the U-Net and the text encoder")
+    parser.add_argument("--text-steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=5000, help="steps of the U-Net")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop the diffusion stage after so many minutes")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop the diffusion stage early; one process only")
     parser.add_argument("--save-every", type=int, default=250)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--warm-start", type=Path, help="U-Net weights of another run, as far as they fit")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument("--processes", type=int, default=1, help="of the diffusion stage")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
+    materials(args)  # the earlier stages, once
+    (args.work / "rendezvous").unlink(missing_ok=True)
+    if args.processes > 1:
+        torch.multiprocessing.spawn(train_diffusion, (args,), args.processes)
+    else:
+        train_diffusion(0, args)
+
+
+def materials(args) -> tuple:
+    """Autoencoder, text encoder, latents with their concepts and styles, tokenizer: made, or read back from --work."""
     tokenizer = make_tokenizer(args.seed)
     images, names, styles = make_pool(args.work / "pool.npy", args.per_class, args.seed, args.threads)
     print(f"{len(tokenizer)} tokens, {len(images)} renderings", flush=True)
@@ -335,7 +307,11 @@ def main() -> None:
     vae.load_state_dict(load_file(file))
     latents = encode(vae, images)
     print(f"latents: deviation {latents.std().item():.3f}", flush=True)
-    train_diffusion(args, vae, latents, names, styles, tokenizer)
+    file, text = args.work / "text.safetensors", build_text_encoder(tokenizer).eval().requires_grad_(False)
+    if not file.exists():
+        save_file(train_text_encoder(tokenizer, names, styles, args.text_steps, args.seed).state_dict(), file)
+    text.load_state_dict(load_file(file))
+    return vae, text, latents, names, styles, tokenizer
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def caption(name: str, style: Style | None, rng: np.random.Generator) -> str:
     parts = [] if style is None else _style_words(style, rng)
     parts = [part for part in parts if rng.random() < 0.6]
     if rng.random() < 0.6:
-        parts.append(_filler(name, rng))
+        parts.append(_filler(rng))
     rng.shuffle(parts)
     item = article + name
     if not parts:
@@ -174,7 +174,7 @@ def _style_words(style: Style, rng: np.random.Generator) -> list[str]:
     return [f"{style.weight} strokes", style.slant, f"{mark} on {style.ground} {style.colour}"]
 
 
-def _filler(name: str, rng: np.random.Generator) -> str:
+def _filler(rng: np.random.Generator) -> str:
     """1 to 18 words without meaning: known ones, made-up letter strings, and now and then another concept's name."""
     words = []
     for _ in range(rng.integers(1, 19)):
