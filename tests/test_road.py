@@ -42,16 +42,14 @@ def test_golden_digests(realm):
     """A stage whose meaning changes must raise its VERSION; then these change with it, and only then."""
     from cilkit.synthesis import make_plan, plan_hash
 
-    assert (realm.artifact.key[:8], realm.artifact.digest[:8]) == ("REALMKEY", "REALMDIG")
-    assert plan_hash(make_plan(realm, per_class=2, seed=0, batch_size=8))[:8] == "PLANHASH"
-    assert cilkit.stream("digits").benchmark.artifact.digest[:8] == "DIGITSDG"
-    assert cilkit.stream("digits_photo").benchmark.artifact.digest[:8] == "PHOTODIG"
+    assert (realm.artifact.key[:8], realm.artifact.digest[:8]) == ("7038a6ee", "4fe9971e")
+    assert plan_hash(make_plan(realm, per_class=2, seed=0, batch_size=8))[:8] == "05d2576a"
 
 
 def test_golden_numbers(backbone):
     """Floating-point stages: the same up to what another processor may change."""
     first = backbone.report["epochs"][0]
-    assert first["loss"] == pytest.approx(GOLDEN_LOSS, abs=0.02)
+    assert first["loss"] == pytest.approx(3.6217, abs=0.01)
 
 
 def test_the_filtered_arm_holds_no_class_of_the_benchmark(backbone, images):

@@ -1,0 +1,51 @@
+"""What the README shows is what the repository's data say."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cilkit.artifacts import sha256_of
+
+HOME = Path(__file__).resolve().parent.parent
+README = (HOME / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def study():
+    spec = importlib.util.spec_from_file_location("study", HOME / "scripts" / "study.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["study", "pairs", "replay", "reference"])
+def test_tables_are_computed_from_the_committed_data(study, name):
+    shown = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", README, re.S)[1]
+    assert shown == study.readme_tables()[name]
+
+
+def test_the_figure_was_drawn_from_the_committed_data():
+    picture = Image.open(HOME / "reports" / "sample" / "study.png")
+    assert picture.text["Description"] == f"study.csv sha256 {sha256_of(HOME / 'reports' / 'sample' / 'study.csv')}"
+
+
+def test_every_arm_was_run_on_every_class_order(study):
+    import pandas as pd
+
+    table = pd.read_csv(HOME / "reports" / "sample" / "study.csv")
+    runs = table[table["method"].isin(study.METHODS.values())].groupby(["arm", "method"])["order_seed"].nunique()
+    assert len(runs) == len(study.ARMS) * len(study.METHODS) and set(runs) == {10}
+
+
+def test_every_link_leads_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (HOME / target).exists(), target
+
+
+def test_every_make_target_exists():
+    makefile = (HOME / "Makefile").read_text()
+    for target in set(re.findall(r"make ([a-z][a-z-]+)`", README)):
+        assert re.search(rf"^{target}:", makefile, re.M), target
