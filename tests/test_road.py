@@ -155,7 +155,8 @@ import sys
 import cilkit
 realm = cilkit.foresee("handwritten characters")
 images = cilkit.paint(realm, generator="font-renderings", per_class=4, workers=1)
-backbone = cilkit.pretrain(images, arch="resnet10t", model_args={args}, epochs=1, batch_size=32, without_classes_of="digits_photo")
+tiny = dict(arch="resnet10t", model_args={args}, epochs=1, batch_size=32)
+backbone = cilkit.pretrain(images, without_classes_of="digits_photo", **tiny)
 stream = cilkit.stream("digits")[:2]
 run = cilkit.run("nearest_mean", stream, backbone=backbone)
 from cilkit import analysis, plots
