@@ -31,7 +31,7 @@ ARMS = {  # parameter files of 04 -> how the table calls them
     "shuffled": "shuffled labels",
     "renderings": "font renderings",
 }
-REPLAY = {"default": "overlap-filtered backbone"}  # parameter files of 05
+REPLAY = {"default": "softmax variant"}  # parameter files of 05
 METHODS = {  # (learner, head) -> row of the table
     ("nearest_mean", None): "nearest class mean",
     ("finetune", "raw"): "sequential fine-tuning",
@@ -75,7 +75,7 @@ def rows_of(arm: str, method: str, order: int, run, head: str | None) -> dict:
 
 
 def learn_arm(arm: str, order: int) -> list[dict]:
-    """All learners of one parameter file of 04 on one class order; joint training with the first order only."""
+    """All learners of one parameter file of 04 on one class order; joint and cumulative training on the first only."""
     import cilkit
 
     first = order == 1993
@@ -84,6 +84,7 @@ def learn_arm(arm: str, order: int) -> list[dict]:
     rows = [rows_of(arm, name, order, runs[learner], head) for (learner, head), name in METHODS.items()]
     if first:
         rows.append(rows_of(arm, "joint training", order, runs["joint"], None))
+        rows.append(rows_of(arm, "cumulative training", order, cumulative(arm, runs["finetune"]), None))
     if arm == PROBED:
         stream = cilkit.stream(order_seed=order)
         scores = cilkit.probe(runs["slca"], stream)["scores"]
@@ -96,6 +97,15 @@ def learn_arm(arm: str, order: int) -> list[dict]:
             }
         )
     return rows
+
+
+def cumulative(arm: str, finetune):
+    """Fine-tuning on a stream whose tasks hold all classes seen so far; everything else as in the arm's own run."""
+    import cilkit
+
+    settings = finetune.settings
+    backbone = "none" if arm == "none" else f"params/03_pretraining/{arm}.yaml"
+    return cilkit.run("finetune", cilkit.stream().cumulative(), backbone=backbone, **settings["hyper"])
 
 
 def learn_replay(name: str, order: int) -> list[dict]:
@@ -190,7 +200,7 @@ def table_of(study: pd.DataFrame, column: str = "last accuracy") -> pd.DataFrame
     cells = (
         study[study["arm"].isin(ARMS)].groupby(["method", "arm"])[column].apply(lambda v: str(mean_interval(list(v))))
     )
-    rows = [*METHODS.values(), "joint training"]
+    rows = [*METHODS.values(), "cumulative training", "joint training"]
     return cells.unstack("arm").reindex(index=rows, columns=list(ARMS)).rename(columns=ARMS)
 
 

@@ -33,7 +33,7 @@ from generator_parts import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from cilkit.synthesis import glyphs
 
@@ -296,7 +296,10 @@ def main() -> None:
 
 def materials(args) -> tuple:
     """Autoencoder, text encoder, latents with their concepts and styles, tokenizer: made, or read back from --work."""
-    tokenizer = make_tokenizer(args.seed)
+    # Kept, because ties between rare tokens are broken differently in every process.
+    if not (args.work / "tokenizer").exists():
+        make_tokenizer(args.seed).save_pretrained(args.work / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(args.work / "tokenizer")
     images, names, styles = make_pool(args.work / "pool.npy", args.per_class, args.seed, args.threads)
     print(f"{len(tokenizer)} tokens, {len(images)} renderings", flush=True)
     file, vae = args.work / "vae.safetensors", build_vae().eval()
