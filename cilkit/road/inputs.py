@@ -36,7 +36,8 @@ def from_params(path: str | Path, **changes: Any) -> Any:
     if verb is None:
         raise UserError(f"{path} lies in {folder.name}/; an input is described in one of {', '.join(sorted(_VERBS))}")
     declared = parameters.declared(artifacts.repository() / "notebooks" / f"{folder.name}.ipynb")
-    values, _ = parameters.check(declared, parameters.load_params(path) | changes)
+    given, _ = parameters.check(declared, parameters.load_params(path) | changes)
+    values = {name: parameter.default for name, parameter in declared.items()} | given
     wanted = inspect.signature(verb).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in wanted.values())
     return verb(**{name: value for name, value in values.items() if takes_all or name in wanted})
