@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     **dict.fromkeys(["foresee", "without_overlap", "paint", "pretrain", "stream", "run", "learn", "compare"], "road"),
-    **dict.fromkeys(["probe", "reference", "from_params"], "road"),
+    **dict.fromkeys(["probe", "reference", "from_params", "parameters_of"], "road"),
     "start": "workbook.start",
     "Run": "runs",
     "Learner": "learners",

@@ -143,6 +143,7 @@ def group_bars(
     names: str,
     values: Mapping[str, str],
     chance: float | None = None,
+    joint: float | None = None,
     errors: Mapping[str, str] | None = None,
     ylabel: str = "accuracy (%)",
     title: str = "",
@@ -151,9 +152,9 @@ def group_bars(
     heights = {label: table[column].to_numpy() for column, label in values.items()}
     widths = {values[column]: table[error].to_numpy() for column, error in (errors or {}).items()}
     figure, axes = _bars([str(name) for name in table[names]], heights, widths)
-    plotstyle.references(axes, chance, None)
+    plotstyle.references(axes, chance, joint)
     axes.set(ylabel=ylabel, title=title)
-    if chance is not None:
+    if chance is not None or joint is not None:
         plotstyle.legend_beside(axes)
     return figure
 

@@ -270,6 +270,7 @@ def draw() -> None:
         {name: name for name in names},
         errors={name: f"{name} ±" for name in names},
         chance=10,
+        joint=float(study[(study["arm"] == PROBED) & (study["method"] == "joint training")]["last accuracy"].iloc[0]),
         ylabel="last accuracy (%)",
         title="digits_photo, 5 tasks of 2 classes: last accuracy, mean and 95 % interval over orders",
     )

@@ -11,7 +11,7 @@ heavy is imported unless something has to be made.
 """
 
 from cilkit.road.foreseeing import foresee, without_overlap
-from cilkit.road.inputs import from_params
+from cilkit.road.inputs import from_params, parameters_of
 from cilkit.road.learning import compare, learn, probe, reference, run, stream
 from cilkit.road.painting import paint
 from cilkit.road.pretraining import Pretrained, pretrain
@@ -23,6 +23,7 @@ __all__ = [
     "from_params",
     "learn",
     "paint",
+    "parameters_of",
     "pretrain",
     "probe",
     "reference",

@@ -26,18 +26,19 @@ def opener_of(stage: str) -> Callable[[Callable], Callable]:
     return lambda opener: _OPENERS.setdefault(stage, opener)
 
 
-def from_params(path: str | Path, **changes: Any) -> Any:
-    """What a parameter file describes: its notebook's verb called with the notebook's defaults, file and `changes`."""
+def parameters_of(path: str | Path, **changes: Any) -> dict[str, Any]:
+    """Every parameter of the file's notebook: its defaults, the file over them, `changes` over both; checked."""
     from cilkit.workbook import parameters
 
     path = _in_repository(path)
-    folder = path.parent.parent if path.parent.name == "small" else path.parent
-    verb = _VERBS.get(folder.name)
-    if verb is None:
-        raise UserError(f"{path} lies in {folder.name}/; an input is described in one of {', '.join(sorted(_VERBS))}")
-    declared = parameters.declared(artifacts.repository() / "notebooks" / f"{folder.name}.ipynb")
+    declared = parameters.declared(artifacts.repository() / "notebooks" / f"{_notebook_of(path)}.ipynb")
     given, _ = parameters.check(declared, parameters.load_params(path) | changes)
-    values = {name: parameter.default for name, parameter in declared.items()} | given
+    return {name: parameter.default for name, parameter in declared.items()} | given
+
+
+def from_params(path: str | Path, **changes: Any) -> Any:
+    """What a parameter file describes: its notebook's verb called with the parameters of `parameters_of`."""
+    verb, values = _VERBS[_notebook_of(_in_repository(path))], parameters_of(path, **changes)
     wanted = inspect.signature(verb).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in wanted.values())
     return verb(**{name: value for name, value in values.items() if takes_all or name in wanted})
@@ -89,6 +90,14 @@ def threads_set_to(count: int):
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _notebook_of(path: Path) -> str:
+    """The notebook whose parameters a file in `params/<notebook>/` or `params/<notebook>/small/` holds."""
+    folder = path.parent.parent if path.parent.name == "small" else path.parent
+    if folder.name not in _VERBS:
+        raise UserError(f"{path} lies in {folder.name}/; an input is described in one of {', '.join(sorted(_VERBS))}")
+    return folder.name
 
 
 def _in_repository(path: str | Path) -> Path:

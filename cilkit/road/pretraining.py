@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cilkit import architectures, artifacts
 from cilkit.artifacts import Artifact
+from cilkit.errors import UserError
 from cilkit.progress import Progress
 from cilkit.road.inputs import input_of, opener_of, threads_set_to, upstream, verb_of
 
@@ -37,6 +39,7 @@ def pretrain(
     arch: str = "small_resnet",
     model_args: dict | None = None,
     without_classes_of: str = "",
+    leave_out: Sequence[str] = (),
     shuffle_labels: bool = False,
     epochs: int = 24,
     batch_size: int = 64,
@@ -53,6 +56,7 @@ def pretrain(
 
     arch:               a preset of `cilkit.architectures` or a timm name; `model_args` are laid over it.
     without_classes_of: a benchmark whose own class names are left out of the images first, "" keeps all.
+    leave_out:          further concepts to leave out, by name.
     shuffle_labels:     control arm: the same images with permuted labels.
     threads:            CPU threads of the training; part of the identity, because sums depend on it.
     """
@@ -67,6 +71,12 @@ def pretrain(
             realms.overlap(input_of(images.artifact, "realm"), benchmarks.class_names(without_classes_of))
         )
         keep = [name for name in keep if name not in overlapping]
+    for name in leave_out:
+        if name not in images.class_names:
+            raise UserError(
+                f"leave_out names {name!r}, which {images.artifact.name} does not hold; check its class names"
+            )
+    keep = [name for name in keep if name not in leave_out]
     arch, model_args = architectures.resolve(arch, model_args)
     recipe_of_training = {
         "arch": arch,

@@ -76,7 +76,8 @@ def make_report(
     begun = time.monotonic()
     with sole_maker(reports / ".report.lock", "the report"):
         stopped = _run_graph(entries, workers, again, log)
-        index = build_site(entries, reports / "site")
+        shown_in_order = sorted(entries, key=lambda entry: (entry.notebook.name, entry.params or ""))
+        index = build_site(shown_in_order, reports / "site")
     log(f"{shown(index)} written, {time.monotonic() - begun:.1f} s in all")
     if stopped:
         raise Stopped("interrupted; finished runs and artifacts are kept, run again to go on.")
