@@ -99,10 +99,11 @@ def test_interrupted_painting_goes_on_to_the_same_bytes(plan, undisturbed, tmp_p
 
 
 KILLED = """
-import sys; sys.path.insert(0, {tests!r})
+import signal, sys; sys.path.insert(0, {tests!r})
 from test_paint import Squares
 from cilkit.realms import foresee
 from cilkit.synthesis import make_plan, paint_plan
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background
 plan = make_plan(foresee("ornaments and shapes")[0].first(9), 7, seed=5, batch_size=4)
 paint_plan(plan, Squares(0.05), {folder!r}, shard_size=10)
 """
