@@ -22,7 +22,7 @@ SCHEDULE = {
     "beta_end": 0.02,
     "prediction_type": "v_prediction",
 }
-SETTINGS = {"size": glyphs.SIZE, "steps": 10, "guidance": 3.5, "negative_prompt": None, "batch_size": 32}
+SETTINGS = {"size": glyphs.SIZE, "steps": 10, "guidance": 5.0, "negative_prompt": None, "batch_size": 32}
 SPECIAL = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
 
 
