@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cilkit.errors import UserError
@@ -15,15 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["NAMES", "Batch", "Hyper", "Learner", "Moment", "create", "find", "settings"]
 
-_CLASSES = {  # file in this folder -> class in it
-    "finetune": "Finetune",
-    "slow_learner": "SlowLearner",
-    "slca": "SLCA",
-    "nearest_mean": "NearestMean",
-    "icarl": "ICaRL",
-    "synthetic_replay": "SyntheticReplayICaRL",
-}
-NAMES = tuple(_CLASSES)
+# A learner's name is its file's: every file here that says `LEARNER = …`. A new method is one new file.
+NAMES = tuple(
+    sorted(
+        path.stem for path in Path(__file__).parent.glob("*.py") if "\nLEARNER = " in path.read_text(encoding="utf-8")
+    )
+)
 
 
 def find(learner: str | type[Learner]) -> type[Learner]:
@@ -32,9 +30,9 @@ def find(learner: str | type[Learner]) -> type[Learner]:
         if not issubclass(learner, Learner):
             raise UserError(f"{learner.__name__} is no learner; derive it from cilkit.learners.Learner")
         return learner
-    if learner not in _CLASSES:
+    if learner not in NAMES:
         raise UserError(f"learner {learner!r} is unknown{_meant(learner, NAMES)}; known are {', '.join(NAMES)}")
-    return getattr(importlib.import_module(f"cilkit.learners.{learner}"), _CLASSES[learner])
+    return importlib.import_module(f"cilkit.learners.{learner}").LEARNER
 
 
 def settings(learner: str | type[Learner], hyper: dict[str, Any]) -> dict[str, Any]:

@@ -214,3 +214,6 @@ class ICaRL(Learner):
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Rows (n, dim) scaled to length 1."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+LEARNER = ICaRL  # what this file's name stands for

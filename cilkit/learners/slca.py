@@ -89,3 +89,6 @@ class SLCA(SlowLearner):
 
     def stored_bytes(self) -> dict[str, int]:
         return {"class means and covariances": self.statistics.bytes}
+
+
+LEARNER = SLCA  # what this file's name stands for

@@ -15,3 +15,6 @@ class SlowLearnerHyper(FinetuneHyper):
 
 class SlowLearner(Finetune):
     Hyper = SlowLearnerHyper
+
+
+LEARNER = SlowLearner  # what this file's name stands for

@@ -145,3 +145,6 @@ def draw(rows: list[np.ndarray], count: int, random: np.random.Generator) -> tup
     places = random.random(count)
     positions = [rows[label][int(place * len(rows[label]))] for label, place in zip(labels, places, strict=True)]
     return np.array(positions, np.int64), labels.astype(np.int64)
+
+
+LEARNER = SyntheticReplayICaRL  # what this file's name stands for
