@@ -10,7 +10,6 @@ backbone/                         the final backbone, timm's local-dir layout
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,36 +18,10 @@ import numpy as np
 
 from cilkit import metrics
 from cilkit.errors import UserError
+from cilkit.outputs import Outputs as Outputs
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a learner says about test images: one forward pass, shared by all heads."""
-
-    ids: np.ndarray  # (n,) which images
-    labels: np.ndarray  # int64 (n,), stream labels
-    heads: dict[str, np.ndarray] = field(repr=False)  # name -> logits, float32 (n, seen)
-    features: np.ndarray | None = field(default=None, repr=False)  # float32 (n, dim)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def seen(self) -> int:
-        """Classes that the heads know."""
-        return next(iter(self.heads.values())).shape[1]
-
-    def logits(self, head: str) -> np.ndarray:
-        if head not in self.heads:
-            raise UserError(f"head {head!r} is unknown; these outputs have {', '.join(self.heads)}.")
-        return self.heads[head]
-
-    def predictions(self, head: str) -> np.ndarray:
-        """int64 (n,): the stream label of the largest logit."""
-        return self.logits(head).argmax(1)
 
 
 class Run:
