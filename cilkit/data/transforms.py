@@ -1,52 +1,102 @@
-"""From uint8 images to augmented float batches, vectorised over the batch, and the order in which images are visited.
+"""From uint8 images to normalised float batches, a batch at a time, and the order in which images are visited.
 
-No recipe ever flips an image: mirrored characters are other shapes.
+A recipe is made for a backbone's input: `recipe("slca_cifar", backbone.input)`. Its tables stand in
+`cilkit.data.recipes`, the embedded benchmarks' own augmentations in `cilkit.data.augment`.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cilkit.data import recipes, resampling
+from cilkit.data.augment import RECIPES, augment, to_float
+from cilkit.data.recipes import Input, Preset
 from cilkit.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-RECIPES = ("none", "shift", "digits", "pretrain")
+__all__ = ["RECIPES", "Input", "Recipe", "augment", "batches", "recipe", "to_float"]
 
 
-def to_float(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> "torch.Tensor":
-    """uint8 (n, h, w, 3) to normalised float32 (n, 3, h, w); mean and std a channel, for values in 0 … 1."""
-    import torch
+@dataclass(frozen=True)
+class Recipe:
+    """How images become batches.
 
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
-    scale = torch.tensor([255.0 * s for s in std]).view(3, 1, 1)
-    offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)]).view(3, 1, 1)
-    return (pixels.float() / scale - offset).contiguous()
-
-
-def augment(batch: "torch.Tensor", recipe: str, generator: "torch.Generator") -> "torch.Tensor":
-    """A random variant of each image of a normalised float batch (n, 3, h, w); all chance comes from `generator`.
-
-    none:     the batch itself.
-    shift:    up to 2 pixels in each direction, reflected at the border.
-    digits:   shift up to 3 pixels, scale 0.85 … 1.15, rotation up to 10 degrees, brightness and contrast.
-    pretrain: for paintings that fill the image: scale 0.7 … 1.15 anywhere in the frame, rotation up to 12 degrees,
-              polarity, greyscale, channel order, contrast a channel, brightness, noise.
+    size:      side of the batches in pixels; 0: the images' own (embedded recipes only).
+    mean, std: the normalisation, a value a channel, for pixels in 0 … 1.
+    augments:  whether training differs from testing.
     """
-    if recipe not in RECIPES:
-        raise UserError(f"augmentation recipe {recipe!r} is unknown; take one of {', '.join(RECIPES)}.")
-    if recipe == "none" or not len(batch):
-        return batch
-    if recipe == "shift":
-        return _shift(batch, 2, generator)
-    if recipe == "digits":
-        batch = _warp(batch, (0.85, 1.15), 10.0, 3.0, generator)
-        return _brightness_contrast(batch, 0.3, (0.7, 1.3), generator)
-    batch = _place(batch, (0.7, 1.15), 12.0, generator)
-    batch = _brightness_contrast(_colours(batch, generator), 0.5, (0.5, 1.4), generator)
-    return batch + 0.05 * _normal(batch.shape, generator)
+
+    name: str
+    size: int
+    preset: Preset
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return self.preset.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return self.preset.std
+
+    @property
+    def augments(self) -> bool:
+        return self.name in RECIPES[1:] or self.preset.augments
+
+    def train(self, images, generator: torch.Generator, device="cpu") -> torch.Tensor:
+        """Random variants, normalised float32 (n, 3, size, size), of uint8 (n, h, w, 3) or a list of uint8 (h, w, 3).
+
+        All chance is drawn from the CPU generator before a pixel is touched; the number of threads changes nothing.
+        """
+        if self.name in RECIPES:
+            return augment(self.test(images), self.name, generator).to(device)
+        sizes = _sizes(images)
+        plan = self.preset.train_plan(sizes, self.size, generator)
+        return self._apply(images, plan, self.preset.factors(len(sizes), generator), device)
+
+    def test(self, images, device="cpu") -> torch.Tensor:
+        """The same without chance."""
+        sizes = _sizes(images)
+        if self.name in RECIPES and (not self.size or (sizes == self.size).all()):
+            return to_float(_stacked(images, sizes), self.mean, self.std).to(device)
+        return self._apply(images, self.preset.test_plan(sizes, self.size), None, device)
+
+    def _apply(self, images, plan, brightness, device):
+        return resampling.apply(images, plan, resampling.Finish(brightness, self.mean, self.std), device)
+
+
+def recipe(name: str, input: Input, image_size: int = 0) -> Recipe:
+    """The recipe of that name for a backbone's input; `image_size` 0: the input's own, else the preset's.
+
+    UserError for an unknown name (with a near one).
+    """
+    if name in RECIPES:
+        embedded = Preset("cilkit.data.augment", size=1, short=1, mean=tuple(input.mean), std=tuple(input.std))
+        return Recipe(name, image_size or input.size, embedded)
+    preset = recipes.preset(name, input)
+    return Recipe(name, image_size or input.size or preset.size, preset)
+
+
+def _sizes(images) -> np.ndarray:
+    """Heights and widths, int64 (n, 2)."""
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        return np.tile(np.array(images.shape[1:3], np.int64), (len(images), 1))
+    return np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
+
+
+def _stacked(images, sizes: np.ndarray) -> np.ndarray:
+    if isinstance(images, np.ndarray):
+        return images
+    if len(np.unique(sizes, axis=0)) > 1:
+        raise UserError(
+            f"the images have several sizes, e.g. {sizes.min(0).tolist()} and {sizes.max(0).tolist()} (height, width); "
+            "set image_size, or take a recipe that resizes, such as 'timm'"
+        )
+    return np.stack(images)
 
 
 def batches(n: int, batch_size: int, seed: int, epoch: int, drop_last: bool = False) -> list[np.ndarray]:
@@ -54,80 +104,3 @@ def batches(n: int, batch_size: int, seed: int, epoch: int, drop_last: bool = Fa
     order = np.random.default_rng([seed, epoch]).permutation(n)
     cuts = [order[start : start + batch_size] for start in range(0, n, batch_size)]
     return cuts[:-1] if drop_last and cuts and len(cuts[-1]) < batch_size else cuts
-
-
-def _uniform(n: int, low: float, high: float, generator):
-    import torch
-
-    return torch.rand(n, generator=generator) * (high - low) + low  # (n,)
-
-
-def _normal(shape, generator):
-    import torch
-
-    return torch.randn(shape, generator=generator)
-
-
-def _shift(batch, pixels: int, generator):
-    """Whole-pixel shifts, so that pixel values are kept."""
-    import torch
-
-    n, _, height, width = batch.shape
-    padded = torch.nn.functional.pad(batch, (pixels,) * 4, mode="reflect")
-    top, left = torch.randint(0, 2 * pixels + 1, (2, n), generator=generator)
-    rows = (top[:, None] + torch.arange(height))[:, None, :, None]  # (n, 1, h, 1)
-    columns = (left[:, None] + torch.arange(width))[:, None, None, :]  # (n, 1, 1, w)
-    return padded[torch.arange(n)[:, None, None, None], torch.arange(3)[None, :, None, None], rows, columns]
-
-
-def _sample(batch, scale, angle, shift_x, shift_y):
-    """Scale, turn and shift each image: grid coordinates, -1 … 1, of the centre; border pixels go on outside."""
-    import torch
-    from torch.nn.functional import affine_grid, grid_sample
-
-    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-    theta = torch.stack([cos, sin, -cos * shift_x - sin * shift_y, -sin, cos, sin * shift_x - cos * shift_y], dim=1)
-    grid = affine_grid(theta.view(-1, 2, 3), list(batch.shape), align_corners=False)
-    return grid_sample(batch, grid, padding_mode="border", align_corners=False)
-
-
-def _warp(batch, scales, degrees: float, pixels: float, generator):
-    """Small changes of scale, angle and place about the image's centre."""
-    import torch
-
-    n, most = len(batch), 2 * pixels / batch.shape[-1]
-    scale = _uniform(n, *scales, generator)
-    angle = torch.deg2rad(_uniform(n, -degrees, degrees, generator))
-    return _sample(batch, scale, angle, _uniform(n, -most, most, generator), _uniform(n, -most, most, generator))
-
-
-def _place(batch, scales, degrees: float, generator):
-    """Scale the content and put it anywhere in the frame. Border pixels go on: a reflection would mirror characters."""
-    import torch
-
-    n = len(batch)
-    scale = _uniform(n, *scales, generator)
-    angle = torch.deg2rad(_uniform(n, -degrees, degrees, generator))
-    room = (1.08 - scale).clamp(min=0.1)  # grid coordinates between the centred content and the border
-    return _sample(batch, scale, angle, room * _uniform(n, -1, 1, generator), room * _uniform(n, -1, 1, generator))
-
-
-def _brightness_contrast(batch, brightness: float, contrasts, generator):
-    """Contrast about the image's own mean, then an offset in units of the normalisation's standard deviation."""
-    n = len(batch)
-    centre = batch.mean((1, 2, 3), keepdim=True)  # (n, 1, 1, 1)
-    contrast = _uniform(n, *contrasts, generator).view(n, 1, 1, 1)
-    return (batch - centre) * contrast + centre + _uniform(n, -brightness, brightness, generator).view(n, 1, 1, 1)
-
-
-def _colours(batch, generator):
-    """Half of the images inverted, a fifth grey, every image's channels reordered and weighted."""
-    import torch
-
-    n = len(batch)
-    sign = torch.where(_uniform(n, 0, 1, generator) < 0.5, -1.0, 1.0).view(n, 1, 1, 1)
-    grey = (_uniform(n, 0, 1, generator) < 0.2).view(n, 1, 1, 1)
-    order = torch.rand((n, 3), generator=generator).argsort(1)  # (n, 3), a permutation a row
-    weight = torch.rand((n, 3, 1, 1), generator=generator) * 0.6 + 0.7
-    batch = batch[torch.arange(n)[:, None], order] * weight * sign
-    return torch.where(grey, batch.mean(1, keepdim=True), batch)

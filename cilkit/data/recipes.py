@@ -1,0 +1,144 @@
+"""What is done to an image before a backbone sees it, as tables: the papers' transforms and where each was read.
+
+Tags: [code] read in the authors' code, at the commit named; [remembered] not checked; [ours] our decision.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cilkit.data.resampling import Plan
+from cilkit.errors import UserError
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # pixels in 0 … 1
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a backbone expects: side in pixels (0: any), normalisation of values in 0 … 1, filter, central share."""
+
+    size: int = 0
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One set of transforms. Lengths are pixels at `size`; another image size scales them alike.
+
+    Training takes one of three cuts: `area`, a RandomResizedCrop of that share of the area, sides 3:4 … 4:3; `square`,
+    a resize to that square and a random cut; `pad`, a black border and a random cut. Without any, it does as testing.
+    Testing resizes the short side to `short` and cuts out the centre; 0 takes the whole image, as a square.
+    """
+
+    source: str
+    size: int = 224
+    area: tuple[float, float] | None = None
+    square: int = 0
+    pad: int = 0
+    flip: float = 0.0
+    brightness: float = 0.0
+    short: int = 256
+    interpolation: str = "bicubic"
+    test_interpolation: str = "bicubic"
+    mean: tuple[float, ...] | None = None  # None: the backbone's own
+    std: tuple[float, ...] | None = None
+
+    @property
+    def augments(self) -> bool:
+        return bool(self.area or self.square or self.pad)
+
+    def train_plan(self, sizes: np.ndarray, size: int, generator) -> Plan:
+        """A cut for each image of int (n, 2) heights and widths; all chance is drawn here, from the CPU generator."""
+        if not self.augments:
+            return self.test_plan(sizes, size)
+        n, whole = len(sizes), whole_images(sizes)
+        if self.area:
+            crop = random_boxes(sizes, self.area, generator)
+            resized, window = np.full((n, 2), size), np.zeros((n, 2), np.int64)
+        else:
+            border, side = round(self.pad * size / self.size), round((self.square or self.size) * size / self.size)
+            crop, resized = whole, np.full((n, 2), side)
+            room = side + 2 * border - size
+            window = np.floor(_uniform((n, 2), generator) * (room + 1)).astype(np.int64) - border
+        flip = _uniform((n,), generator) < self.flip
+        return Plan(crop, resized, window, flip, size, self.interpolation)
+
+    def test_plan(self, sizes: np.ndarray, size: int) -> Plan:
+        """Resize the short side, cut out the centre; places are rounded as torchvision rounds them."""
+        n = len(sizes)
+        if self.short:
+            short = math.floor(self.short * size / self.size)
+            resized = short * sizes // sizes.min(1, keepdims=True)
+        else:
+            resized = np.full((n, 2), size)
+        window = np.rint((resized - size) / 2).astype(np.int64)
+        return Plan(whole_images(sizes), resized, window, np.zeros(n, bool), size, self.test_interpolation)
+
+    def factors(self, n: int, generator) -> np.ndarray | None:
+        """Brightness float32 (n,), uniform about 1, as ColorJitter draws it."""
+        if not self.brightness:
+            return None
+        return (max(0.0, 1 - self.brightness) + _uniform((n,), generator) * 2 * self.brightness).astype(np.float32)
+
+
+PRESETS = {
+    "timm": Preset("timm 1.0's crop and flip, without its colour jitter [ours]", area=(0.08, 1.0), flip=0.5),
+    "timm_test": Preset("timm 1.0's evaluation: short side floor(size / crop_pct), centre"),
+}
+
+
+def _uniform(shape: tuple[int, ...], generator) -> np.ndarray:
+    import torch
+
+    return torch.rand(shape, generator=generator, dtype=torch.float64).numpy()
+
+
+def whole_images(sizes: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros_like(sizes), sizes], axis=1)  # (n, 4)
+
+
+def random_boxes(
+    sizes: np.ndarray, area: tuple[float, float], generator, ratio: tuple[float, float] = (3 / 4, 4 / 3)
+) -> np.ndarray:
+    """RandomResizedCrop's boxes, int64 (n, 4) top, left, height, width, for images of int (n, 2) height and width.
+
+    The first of ten attempts (area uniform, log of the ratio uniform) that fits, else the largest central one.
+    """
+    n = len(sizes)
+    height, width = sizes[:, 0], sizes[:, 1]
+    draws = _uniform((n, 10, 2), generator)
+    target = (area[0] + draws[..., 0] * (area[1] - area[0])) * (height * width)[:, None]  # (n, 10)
+    aspect = ratio[0] * (ratio[1] / ratio[0]) ** draws[..., 1]
+    wide, high = np.rint(np.sqrt(target * aspect)), np.rint(np.sqrt(target / aspect))
+    fits = (wide > 0) & (wide <= width[:, None]) & (high > 0) & (high <= height[:, None])
+    first = (np.arange(n), fits.argmax(1))
+    any_fits = fits.any(1)
+    high = np.where(any_fits, high[first], np.minimum(height, np.rint(width / ratio[0])))
+    wide = np.where(any_fits, wide[first], np.minimum(width, np.rint(height * ratio[1])))
+    extent = np.stack([high, wide], axis=1).astype(np.int64)  # (n, 2)
+    room = sizes - extent
+    anywhere = np.floor(_uniform((n, 2), generator) * (room + 1)).astype(np.int64)
+    return np.concatenate([np.where(any_fits[:, None], anywhere, room // 2), extent], axis=1)
+
+
+def preset(name: str, input: Input) -> Preset:
+    """The named preset with what it leaves to the backbone filled in. UserError with a near name."""
+    import difflib
+
+    if name not in PRESETS:
+        near = difflib.get_close_matches(str(name), PRESETS, n=1, cutoff=0.4)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UserError(f"no recipe {name!r}{meant}; take one of {', '.join(PRESETS)}")
+    found = PRESETS[name]
+    if name.startswith("timm"):
+        short = round(found.size / input.crop_pct, 6)
+        found = replace(found, short=short, interpolation=input.interpolation, test_interpolation=input.interpolation)
+    return replace(found, mean=found.mean or tuple(input.mean), std=found.std or tuple(input.std))

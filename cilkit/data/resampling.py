@@ -1,0 +1,178 @@
+"""Cutting and resizing uint8 images as Pillow does: image by image on CPU threads, or a batch at once on a device.
+
+A plan says, for each image, `crop → resize → window`; both ways follow the same plan. Either stays within one or two
+of 255 levels of `PIL.Image.resize` (tested), whose filter widens when an image shrinks ("antialias").
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+FILTERS = ("bilinear", "bicubic")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of each of n images; pixels outside of the resized crop are black.
+
+    crop:    int64 (n, 4), top, left, height, width of what is used.
+    resized: int64 (n, 2), height and width that the crop is resized to; its own size: pixels stay as they are.
+    window:  int64 (n, 2), top and left, in the resized crop, of the size x size pixels that come out.
+    flip:    bool (n,), mirrored at the end.
+    """
+
+    crop: np.ndarray
+    resized: np.ndarray
+    window: np.ndarray
+    flip: np.ndarray
+    size: int
+    interpolation: str = "bicubic"
+
+
+@dataclass(frozen=True)
+class Finish:
+    """After the cut: brightness float32 (n,) or None, then the normalisation of values in 0 … 1."""
+
+    brightness: np.ndarray | None
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def on(self, device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and offset (3, 1, 1), so that level * scale + offset is normalised."""
+        import torch
+
+        mean, std = (np.asarray(values, np.float64).reshape(3, 1, 1) for values in (self.mean, self.std))
+        return tuple(torch.as_tensor(a, dtype=torch.float32, device=device) for a in (1 / (255 * std), -mean / std))
+
+
+def apply(images, plan: Plan, finish: Finish, device="cpu") -> torch.Tensor:
+    """Normalised float32 (n, 3, size, size) on the device, from uint8 (n, h, w, 3) or a list of uint8 (h, w, 3)."""
+    import torch
+
+    device = torch.device(device)
+    if device.type == "cpu":
+        return _on_threads(images, plan, finish)
+    if isinstance(images, np.ndarray) or len({image.shape for image in images}) == 1:
+        levels = batched(_upload(torch.from_numpy(np.array(images)), device), plan)
+    else:
+        levels = _upload(torch.stack([_cut(image, plan, row) for row, image in enumerate(images)]), device).float()
+    return _finished(levels, finish.brightness, *finish.on(device))
+
+
+def _upload(pixels: torch.Tensor, device) -> torch.Tensor:
+    return (pixels.pin_memory() if device.type == "cuda" else pixels).to(device, non_blocking=True)
+
+
+def _finished(levels: torch.Tensor, brightness, scale, offset) -> torch.Tensor:
+    """Float levels (…, 3, h, w), in place: brightness as Pillow blends with black (clamped, cut to whole levels)."""
+    import torch
+
+    if brightness is not None:
+        factor = torch.as_tensor(brightness, device=levels.device).view(-1, 1, 1, 1)
+        levels.mul_(factor).clamp_(max=255).floor_()
+    return levels.mul_(scale).add_(offset)
+
+
+# ---------------------------------------------------------------- image by image
+
+
+def workers() -> int:
+    """Threads that work on one batch: the cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _on_threads(images, plan: Plan, finish: Finish) -> torch.Tensor:
+    """Torch and NumPy release the interpreter's lock while they copy and filter, so threads add up."""
+    import torch
+
+    n, threads = len(images), workers()
+    out = torch.empty((n, 3, plan.size, plan.size))
+    scale, offset = finish.on("cpu")
+
+    def work(start: int) -> None:
+        for row in range(start, n, threads):
+            out[row].copy_(_cut(images[row], plan, row))
+            one = None if finish.brightness is None else finish.brightness[row : row + 1]
+            _finished(out[row : row + 1], one, scale, offset)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(min(n, threads))))
+    return out
+
+
+def _cut(image: np.ndarray, plan: Plan, row: int) -> torch.Tensor:
+    """uint8 (3, size, size)."""
+    import torch
+    from torch.nn.functional import interpolate, pad
+
+    (top, left, height, width), size = plan.crop[row].tolist(), plan.size
+    resized, (down, right) = plan.resized[row].tolist(), plan.window[row].tolist()
+    pixels = image[top : top + height, left : left + width]
+    if [height, width] == resized:  # nothing to filter: read only what the window shows
+        pixels = pixels[max(down, 0) : max(down + size, 0), max(right, 0) : max(right + size, 0)]
+        levels = torch.from_numpy(pixels.copy()).permute(2, 0, 1)  # a copy: a memory map may be read-only
+        if levels.shape[1:] != (size, size):
+            before = (max(-right, 0), max(-down, 0))
+            sides = [size - levels.shape[2] - before[0], size - levels.shape[1] - before[1]]
+            levels = pad(levels, (before[0], sides[0], before[1], sides[1]))
+    else:
+        levels = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]  # channels last: the fast path for uint8
+        levels = interpolate(levels, resized, mode=plan.interpolation, antialias=True)[0]
+        levels = levels[:, down : down + size, right : right + size]
+    return levels.flip(-1) if plan.flip[row] else levels
+
+
+# ---------------------------------------------------------------- a batch at once
+
+
+def batched(pixels: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """Whole levels as float32 (n, 3, size, size) from uint8 (n, h, w, 3), on their device: two matrix products.
+
+    Columns first, then rows, rounded and clamped to 0 … 255 after each, as Pillow does.
+    """
+    import torch
+
+    n, height, width, _ = pixels.shape
+    down = weights(plan, 0, height, pixels.device)  # (n, size, h)
+    across = weights(plan, 1, width, pixels.device)  # (n, size, w)
+    levels = pixels.float().permute(0, 3, 1, 2)  # (n, 3, h, w)
+    levels = torch.matmul(levels, across.transpose(1, 2)[:, None]).round_().clamp_(0, 255)  # (n, 3, h, size)
+    return torch.matmul(down[:, None], levels).round_().clamp_(0, 255)  # (n, 3, size, size)
+
+
+def weights(plan: Plan, axis: int, length: int, device="cpu") -> torch.Tensor:
+    """float32 (n, size, length): what each source pixel counts for each pixel of the output, along one axis."""
+    import torch
+
+    columns = (plan.crop[:, axis], plan.crop[:, 2 + axis], plan.resized[:, axis], plan.window[:, axis])
+    start, extent, resized, window = (torch.as_tensor(a, device=device)[:, None] for a in columns)  # (n, 1)
+    place = torch.arange(plan.size, device=device).expand(len(start), -1)  # (n, size)
+    if axis == 1:
+        place = torch.where(torch.as_tensor(plan.flip, device=device)[:, None], plan.size - 1 - place, place)
+    place = place + window  # in the resized crop
+    step = extent.double() / resized  # source pixels a resized pixel
+    centre = (place + 0.5) * step + start
+    source = torch.arange(length, device=device) + 0.5
+    near = ((source - centre[..., None]) / step.clamp(min=1)[..., None]).abs().float()  # (n, size, length)
+    weight = _cubic(near) if plan.interpolation == "bicubic" else (1 - near).clamp_(min=0)
+    used = (source > start) & (source < start + extent)  # (n, length): the filter stops at the crop's border
+    weight = weight * used[:, None] * ((place >= 0) & (place < resized))[..., None]
+    return weight / weight.sum(-1, keepdim=True).clamp_(min=1e-6)
+
+
+def _cubic(x: torch.Tensor, a: float = -0.5) -> torch.Tensor:
+    """Keys' cubic kernel for distances x >= 0, with Pillow's a."""
+    import torch
+
+    inner = ((a + 2) * x - (a + 3)) * x * x + 1
+    outer = ((x - 5) * x + 8) * x * a - 4 * a
+    return torch.where(x < 1, inner, torch.where(x < 2, outer, 0.0))
