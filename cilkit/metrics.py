@@ -131,18 +131,83 @@ TOOLBOXES: dict[str, dict[str, Callable | None]] = {
 }
 
 
+# ---------------------------------------------------------------- against another run
+
+
+def forward_transfer(full_matrix, baseline) -> float:
+    """(1/(T-1)) sum_{i>0} (A[i-1, i] - b_i): what task i owes to the tasks before it. Lopez-Paz and Ranzato 2017, FWT.
+
+    full_matrix: (tasks, tasks) with the accuracies on the next task, which exist where all tasks share their labels
+    (domain-incremental); of the representation elsewhere, when it holds a probe's accuracies on the features.
+    baseline: b_i, one number or (tasks,): accuracy at random initialisation, as in the paper, or chance.
+    """
+    full_matrix = np.array(full_matrix, float)
+    if full_matrix.ndim != 2 or full_matrix.shape[0] != full_matrix.shape[1]:
+        raise UserError(f"an accuracy matrix of shape {full_matrix.shape} is not square; expected (tasks, tasks).")
+    ahead = np.diag(full_matrix, 1)  # A[i-1, i], (tasks - 1,)
+    if np.isnan(ahead).any():
+        raise UserError(
+            f"task {int(np.isnan(ahead).argmax()) + 2} was not tested before it was learnt, so there is no forward "
+            "transfer; it needs tasks that share their labels (domain-incremental)."
+        )
+    return _mean(ahead - np.broadcast_to(np.asarray(baseline, float), len(full_matrix))[1:])
+
+
+def intransigence_by_task(matrix, reference) -> np.ndarray:
+    """I_k = A*[k, k] - A[k, k]: float64 (T,), what task k could have been had all earlier images still been there.
+
+    reference: the accuracy matrix of the same stream trained cumulatively. Chaudhry et al. 2018 (formula remembered).
+    """
+    matrix, reference = _checked(matrix), _checked(reference)
+    if len(matrix) != len(reference):
+        raise UserError(
+            f"a reference of {len(reference)} tasks does not fit {len(matrix)}; train it on the same tasks."
+        )
+    return np.diag(reference) - np.diag(matrix)
+
+
+def intransigence(matrix, reference) -> float:
+    """The mean of `intransigence_by_task`; negative where the stream's learner is better at its newest task."""
+    return _mean(intransigence_by_task(matrix, reference))
+
+
 # ---------------------------------------------------------------- from predictions
 
 
+def accuracy_by_task(predictions, labels, tasks, n_tasks: int) -> np.ndarray:
+    """One row of the accuracy matrix, in percent: float64 (n_tasks,), NaN for tasks without images here.
+
+    tasks: int64 (n,), the task each image belongs to.
+    """
+    return 100 * _group_mean(np.asarray(predictions) == np.asarray(labels), np.asarray(tasks), n_tasks)
+
+
 def accuracy_row(predictions, labels, task_of_class, n_tasks: int) -> np.ndarray:
-    """One row of the accuracy matrix, in percent: float64 (n_tasks,), NaN for tasks without test images here."""
-    correct = np.asarray(predictions) == np.asarray(labels)
-    return 100 * _group_mean(correct, np.asarray(task_of_class)[np.asarray(labels)], n_tasks)
+    """`accuracy_by_task` where the class says the task (class-incremental)."""
+    return accuracy_by_task(predictions, labels, np.asarray(task_of_class)[np.asarray(labels)], n_tasks)
+
+
+def top_k_accuracy(rank, k: int = 5) -> float:
+    """Share of images, in percent, whose true class is among the k largest logits. rank: `outputs.Scores.rank`."""
+    return float(100 * np.mean(np.asarray(rank) < k))
 
 
 def class_accuracy(predictions, labels, n_classes: int) -> np.ndarray:
     """Accuracy on each class in percent: float64 (n_classes,), NaN for classes without test images."""
     return 100 * _group_mean(np.asarray(predictions) == np.asarray(labels), np.asarray(labels), n_classes)
+
+
+def group_accuracy(predictions, labels, group_of_class: Sequence[str]) -> dict[str, float]:
+    """{group: mean over its classes of the accuracy on each, in percent}, e.g. of foreseen and unforeseen classes."""
+    groups = np.asarray(group_of_class)
+    by_class = class_accuracy(predictions, labels, len(groups))
+    return {str(group): float(np.nanmean(by_class[groups == group])) for group in np.unique(groups)}
+
+
+def confusion_matrix(predictions, labels, n_classes: int) -> np.ndarray:
+    """Counts, int64 (n_classes, n_classes): rows the true class, columns the predicted one."""
+    cells = np.asarray(labels) * n_classes + np.asarray(predictions)
+    return np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
 def within_task_predictions(logits, labels, task_of_class) -> np.ndarray:
