@@ -34,7 +34,7 @@ class Preset:
     """One set of transforms. Lengths are pixels at `size`; another image size scales them alike.
 
     Training takes one of three cuts: `area`, a RandomResizedCrop of that share of the area, sides 3:4 … 4:3; `square`,
-    a resize to that square and a random cut; `pad`, a black border and a random cut. Without any, it does as testing.
+    a resize to that square and a random cut; `pad`, a border and a random cut. Without any, it does as testing.
     Testing resizes the short side to `short` and cuts out the centre; 0 takes the whole image, as a square.
     """
 
@@ -43,6 +43,7 @@ class Preset:
     area: tuple[float, float] | None = None
     square: int = 0
     pad: int = 0
+    fill: tuple[int, ...] = (0, 0, 0)  # levels of the border
     flip: float = 0.0
     brightness: float = 0.0
     short: int = 256
@@ -69,7 +70,7 @@ class Preset:
             room = side + 2 * border - size
             window = np.floor(_uniform((n, 2), generator) * (room + 1)).astype(np.int64) - border
         flip = _uniform((n,), generator) < self.flip
-        return Plan(crop, resized, window, flip, size, self.interpolation)
+        return Plan(crop, resized, window, flip, size, self.interpolation, self.fill)
 
     def test_plan(self, sizes: np.ndarray, size: int) -> Plan:
         """Resize the short side, cut out the centre; places are rounded as torchvision rounds them."""
@@ -89,9 +90,42 @@ class Preset:
         return (max(0.0, 1 - self.brightness) + _uniform((n,), generator) * 2 * self.brightness).astype(np.float32)
 
 
+_CIFAR_MEAN = (0.5071, 0.4867, 0.4408)
+_SLCA = "SLCA's utils/data.py, GengDavid/SLCA @d5eecd8 [code]"
+_LUCIR = "LUCIR's scripts, hshustc/CVPR19_Incremental_Learning @7ebfa1d, @183c2f9 [code]"
+_RANPAC = "RanPAC's utils/data.py, RanPAC/RanPAC @e5e21b7 [code]; pixels in 0 … 1"
+_CROP = {"area": (0.08, 1.0), "flip": 0.5}
+_WIDE_CROP = {"area": (0.05, 1.0), "flip": 0.5, "interpolation": "bilinear", **UNIT}
+
 PRESETS = {
-    "timm": Preset("timm 1.0's crop and flip, without its colour jitter [ours]", area=(0.08, 1.0), flip=0.5),
-    "timm_test": Preset("timm 1.0's evaluation: short side floor(size / crop_pct), centre"),
+    "timm": Preset("timm 1.0's crop and flip in the backbone's filter; no colour jitter [ours]", **_CROP),
+    "timm_test": Preset("timm 1.0's evaluation: short side size / crop_pct, centre [code]"),
+    "slca_cifar": Preset(_SLCA, **_CROP, brightness=63 / 255, mean=_CIFAR_MEAN, std=(0.2675, 0.2565, 0.2761)),
+    "slca_imagenet_r": Preset(_SLCA, **_CROP, **IMAGENET),
+    "slca_fine_grained": Preset(_SLCA + ": CUB-200, Cars-196", square=300, flip=0.5, **IMAGENET),
+    "lucir_cifar": Preset(
+        _LUCIR, size=32, pad=4, flip=0.5, short=0, mean=(0.5071, 0.4866, 0.4409), std=(0.2009, 0.1984, 0.2023)
+    ),
+    "lucir_imagenet": Preset(_LUCIR, **_CROP, interpolation="bilinear", test_interpolation="bilinear", **IMAGENET),
+    "pilot": Preset("LAMDA-PILOT's utils/data.py @3450184 [code]; pixels in 0 … 1", **_WIDE_CROP),
+    "ranpac": Preset(_RANPAC, **_WIDE_CROP),
+    "ranpac_cifar": Preset(_RANPAC + "; CIFAR is tested whole", **_WIDE_CROP, short=224),
+    "icarl_cifar": Preset(
+        "iCaRL's utils_cifar100.py, srebuffi/iCaRL @b3d3686 [code]; one mean a channel, not one a pixel [ours]",
+        size=32,
+        pad=4,
+        fill=tuple(round(255 * value) for value in _CIFAR_MEAN),  # there the border is 0 after the mean is taken off
+        flip=0.5,
+        short=0,
+        mean=_CIFAR_MEAN,
+        std=UNIT["std"],
+    ),
+    "gmm": Preset(
+        "GMM's training processor, DoubleClass/GMM @33744e0 [code]: no flip; tested as CLIP is",
+        area=(0.5, 1.0),
+        short=224,
+        **CLIP,
+    ),
 }
 
 

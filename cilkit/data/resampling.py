@@ -22,12 +22,13 @@ FILTERS = ("bilinear", "bicubic")
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of each of n images; pixels outside of the resized crop are black.
+    """What becomes of each of n images; the window may reach beyond the resized crop.
 
     crop:    int64 (n, 4), top, left, height, width of what is used.
     resized: int64 (n, 2), height and width that the crop is resized to; its own size: pixels stay as they are.
     window:  int64 (n, 2), top and left, in the resized crop, of the size x size pixels that come out.
     flip:    bool (n,), mirrored at the end.
+    fill:    levels 0 … 255, a channel, beyond the resized crop.
     """
 
     crop: np.ndarray
@@ -36,6 +37,7 @@ class Plan:
     flip: np.ndarray
     size: int
     interpolation: str = "bicubic"
+    fill: tuple[int, ...] = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -112,23 +114,21 @@ def _on_threads(images, plan: Plan, finish: Finish) -> torch.Tensor:
 def _cut(image: np.ndarray, plan: Plan, row: int) -> torch.Tensor:
     """uint8 (3, size, size)."""
     import torch
-    from torch.nn.functional import interpolate, pad
+    from torch.nn.functional import interpolate
 
     (top, left, height, width), size = plan.crop[row].tolist(), plan.size
     resized, (down, right) = plan.resized[row].tolist(), plan.window[row].tolist()
-    pixels = image[top : top + height, left : left + width]
-    if [height, width] == resized:  # nothing to filter: read only what the window shows
-        pixels = pixels[max(down, 0) : max(down + size, 0), max(right, 0) : max(right + size, 0)]
-        levels = torch.from_numpy(pixels.copy()).permute(2, 0, 1)  # a copy: a memory map may be read-only
-        if levels.shape[1:] != (size, size):
-            before = (max(-right, 0), max(-down, 0))
-            sides = [size - levels.shape[2] - before[0], size - levels.shape[1] - before[1]]
-            levels = pad(levels, (before[0], sides[0], before[1], sides[1]))
-    else:
-        levels = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]  # channels last: the fast path for uint8
-        levels = interpolate(levels, resized, mode=plan.interpolation, antialias=True)[0]
-        levels = levels[:, down : down + size, right : right + size]
-    return levels.flip(-1) if plan.flip[row] else levels
+    levels = torch.from_numpy(image[top : top + height, left : left + width].copy())  # a memory map may be read-only
+    levels = levels.permute(2, 0, 1)  # channels last in memory: the fast path for uint8
+    if [height, width] != resized:
+        levels = interpolate(levels[None], resized, mode=plan.interpolation, antialias=True)[0]
+    shown = levels[:, max(down, 0) : max(down + size, 0), max(right, 0) : max(right + size, 0)]
+    if shown.shape[1:] != (size, size):
+        levels = torch.tensor(plan.fill, dtype=torch.uint8).view(3, 1, 1).repeat(1, size, size)
+        high, wide = shown.shape[1:]
+        levels[:, max(-down, 0) : max(-down, 0) + high, max(-right, 0) : max(-right, 0) + wide] = shown
+        shown = levels
+    return shown.flip(-1) if plan.flip[row] else shown
 
 
 # ---------------------------------------------------------------- a batch at once
@@ -146,7 +146,9 @@ def batched(pixels: torch.Tensor, plan: Plan) -> torch.Tensor:
     across = weights(plan, 1, width, pixels.device)  # (n, size, w)
     levels = pixels.float().permute(0, 3, 1, 2)  # (n, 3, h, w)
     levels = torch.matmul(levels, across.transpose(1, 2)[:, None]).round_().clamp_(0, 255)  # (n, 3, h, size)
-    return torch.matmul(down[:, None], levels).round_().clamp_(0, 255)  # (n, 3, size, size)
+    levels = torch.matmul(down[:, None], levels).round_().clamp_(0, 255)  # (n, 3, size, size)
+    inside = (down.sum(2)[:, None, :, None] * across.sum(2)[:, None, None, :]).round_()  # 1 in the crop, 0 beyond it
+    return levels + (1 - inside) * torch.tensor(plan.fill, device=pixels.device).view(3, 1, 1)
 
 
 def weights(plan: Plan, axis: int, length: int, device="cpu") -> torch.Tensor:
