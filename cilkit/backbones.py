@@ -1,48 +1,75 @@
 """Backbones: timm models by name, without their head, that count every image they are shown.
 
 A backbone on disk is a folder in timm's own layout, `config.json` and `model.safetensors`, so that plain timm reads it:
-`timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=0)`.
+`timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=0)`. What hooks bring in (`cilkit.attachments`) lies
+beside them in `attached.safetensors`.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from cilkit import architectures, artifacts
+from cilkit.data.transforms import Input
 from cilkit.errors import UserError
+
+if TYPE_CHECKING:
+    from cilkit.data import ImageSet
+    from cilkit.data.transforms import Recipe
 
 # Batch normalisation (our decision): in a trial, one-group normalisation in its place was 30 points behind after as
 # many epochs of joint training, and 15 (nearest class mean) after as long a pre-training on letters.
 DEFAULT_ARCH = "small_resnet"  # a preset of cilkit.architectures
 KINDS = ("student", "teacher", "statistics", "test", "query", "probe")
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, ATTACHED = "model.safetensors", "config.json", "attached.safetensors"
+FILES = (".safetensors", ".pth", ".pt", ".bin", ".tar")  # single files of weights; all but the first by weights_only
 
 
 class Backbone(nn.Module):
     """A timm model without head, and the count of what it was shown.
 
-    dim:       number of features.
-    mean, std: the normalisation that belongs to the weights, a value a channel, for pixels in 0 … 1.
-    arch:      timm's name; `model_args` are what it was created with.
-    forwarded: images by kind of pass: student, teacher, statistics, test, query, probe.
+    dim:        number of features.
+    input:      size, normalisation, interpolation and crop that belong to the weights, from timm's configuration.
+    arch:       timm's name; `model_args` are what it was created with.
+    tag:        which weights these are, for result rows: "vit_base_patch16_224.augreg_in21k", "resnet10t.random", or
+                for a file "name@" with the beginning of its sha256.
+    fresh_norm: whether the final LayerNorm was replaced (see `architectures.Weights`).
+    attached:   what `cilkit.attachments` brought in by hooks; the model's own state_dict knows nothing of it.
+    forwarded:  images by kind of pass: student, teacher, statistics, test, query, probe.
     """
 
-    def __init__(self, model: nn.Module, arch: str, model_args: dict[str, Any]) -> None:
+    def __init__(self, model: nn.Module, arch: str, model_args: dict[str, Any], tag: str = "") -> None:
         super().__init__()
         self.model = model
         self.arch, self.model_args = arch, dict(model_args)
-        self.dim: int = model.num_features
-        self.mean, self.std = tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])
+        self.tag = tag or f"{arch}.random"
+        self.dim: int = getattr(model, "head_hidden_size", None) or model.num_features
+        self.input = _input_of(model, self.model_args)
+        self.fresh_norm = False
+        self.attached = nn.ModuleDict()
         self.forwarded: Counter[str] = Counter()
         if any(isinstance(module, nn.Conv2d) and module.kernel_size[0] == 3 for module in model.modules()):
             self.to(memory_format=torch.channels_last)  # a third faster on a CPU; the values' meaning is the same
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """A value a channel, for pixels in 0 … 1."""
+        return self.input.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return self.input.std
 
     @property
     def device(self) -> torch.device:
@@ -67,11 +94,34 @@ class Backbone(nn.Module):
             for module in self.norms:
                 module.eval()
 
+    def renew_final_norm(self) -> None:
+        """A new final LayerNorm, weight 1, bias 0, eps 1e-5: SLCA's quirk (read in its convs/vits.py)."""
+        norm = getattr(self.model, "norm", None)
+        if not isinstance(norm, nn.LayerNorm):
+            raise UserError(f"{self.arch!r} has no final LayerNorm to renew; use a vision transformer")
+        self.model.norm = nn.LayerNorm(norm.normalized_shape).to(self.device)
+        self.fresh_norm = True
+
     def frozen_copy(self) -> Backbone:
         """A copy for teaching: eval mode, no gradients, counting into the same counter."""
         twin = copy.deepcopy(self).eval().requires_grad_(False)
         twin.forwarded = self.forwarded
         return twin
+
+
+def _input_of(model: nn.Module, model_args: dict[str, Any], trained: bool = False) -> Input:
+    """timm's data configuration of a model; `img_size` among its arguments is its size.
+
+    Untrained, a network that takes any size has none of its own (0); `trained` says that the weights are timm's.
+    """
+    from timm.data import resolve_model_data_config
+
+    config = resolve_model_data_config(model)
+    fixed = trained or model.pretrained_cfg.get("fixed_input_size", False)
+    size = model_args.get("img_size") or (config["input_size"][-1] if fixed else 0)
+    size = size if isinstance(size, int) else size[-1]
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    return Input(size, mean, std, config["interpolation"], config["crop_pct"])
 
 
 def create(arch: str = DEFAULT_ARCH, seed: int = 0, model_args: dict[str, Any] | None = None) -> Backbone:
@@ -95,111 +145,258 @@ def create(arch: str = DEFAULT_ARCH, seed: int = 0, model_args: dict[str, Any] |
 
 
 def _unknown(arch: str, error: Exception) -> str:
+    """One sentence on a name that timm does not know, or on a weight tag that its architecture does not have."""
     import difflib
 
     import timm
 
-    if not isinstance(arch, str) or timm.is_model(arch):
+    name, _, tag = str(arch).partition(".")
+    known = timm.list_pretrained(f"{name}.*") if timm.is_model(name) else timm.list_models()
+    if timm.is_model(name) and (not tag or arch in known):
         return f"timm cannot build {arch!r}: {error}"
-    near = difflib.get_close_matches(arch.split(".")[0], timm.list_models(), n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(arch) if timm.is_model(name) else name, known, n=1, cutoff=0.4)
     meant = f" (did you mean {near[0]!r}?)" if near else ""
+    if timm.is_model(name):
+        return f"timm knows no weights {tag!r} of {name!r}{meant}; timm.list_pretrained({name + '.*'!r}) lists them"
     return f"timm knows no architecture {arch!r}{meant}; timm.list_models() lists them"
 
 
-def save(backbone: Backbone, folder: str | Path, meta: dict[str, Any] | None = None) -> None:
-    """Write timm's local layout: `config.json` and `model.safetensors`, byte-deterministic; `meta` goes along."""
-    from safetensors.torch import save as to_bytes
+def save(backbone: Backbone, folder: str | Path, meta: dict[str, Any] | None = None, tag: str = "") -> None:
+    """Write timm's local layout: `config.json` and `model.safetensors`, byte-deterministic; `meta` goes along.
 
-    weights = {name: value.detach().cpu().contiguous() for name, value in backbone.model.state_dict().items()}
-    weights = {name: weights[name] for name in sorted(weights)}
+    tag: what these weights are to be called in result rows; "" names them by their sha256.
+    Attachments go into `attached.safetensors`.
+    """
+    own = backbone.model.pretrained_cfg
     pretrained_cfg = {
-        "input_size": list(backbone.model.pretrained_cfg["input_size"]),
-        "fixed_input_size": bool(backbone.model.pretrained_cfg.get("fixed_input_size", False)),
+        "input_size": list(own["input_size"]),
+        "fixed_input_size": bool(own.get("fixed_input_size", False)),
         "mean": list(backbone.mean),
         "std": list(backbone.std),
         "num_classes": 0,
-        "classifier": backbone.model.pretrained_cfg.get("classifier"),
-        "first_conv": backbone.model.pretrained_cfg.get("first_conv"),
+        "classifier": own.get("classifier"),
+        "first_conv": own.get("first_conv"),
     }
+    given, untrained = asdict(backbone.input), asdict(_input_of(backbone.model, backbone.model_args))
+    given = {name: given[name] for name in ("size", "interpolation", "crop_pct") if given[name] != untrained[name]}
+    if "size" in given:
+        pretrained_cfg["input_size"] = [3, given["size"], given["size"]]
+    pretrained_cfg |= {name: given[name] for name in ("interpolation", "crop_pct") if name in given}
     card = {
         "architecture": backbone.arch,
         "num_classes": 0,
         "num_features": backbone.dim,
         "model_args": backbone.model_args,
-        "pretrained_cfg": pretrained_cfg,
+        "pretrained_cfg": pretrained_cfg | ({"tag": tag} if tag else {}),
         "cilkit": meta or {},
     }
-    artifacts.atomic_write(Path(folder) / WEIGHTS, to_bytes(weights, metadata={"format": "pt"}))
+    if given:
+        card["input"] = given
+    if backbone.fresh_norm:
+        card["fresh_norm"] = True
+    if backbone.attached:
+        card["attached"] = {name: part.facts for name, part in backbone.attached.items()}
+        artifacts.atomic_write(Path(folder) / ATTACHED, _bytes_of(backbone.attached))
+    artifacts.atomic_write(Path(folder) / WEIGHTS, _bytes_of(backbone.model))
     artifacts.write_json(Path(folder) / CONFIG, card)
 
 
-def load(spec: Any, seed: int = 0) -> Backbone:
-    """A backbone from "none" (random weights from `seed`), a folder or artifact in timm's layout, or a timm/hub name.
+def _bytes_of(module: nn.Module) -> bytes:
+    from safetensors.torch import save as to_bytes
 
-    UserError for a damaged weights file, a folder without one, or an unknown name.
+    weights = {name: value.detach().cpu().contiguous() for name, value in sorted(module.state_dict().items())}
+    return to_bytes(weights, metadata={"format": "pt"})
+
+
+def load(spec: Any, seed: int = 0, arch: str = "", model_args: dict[str, Any] | None = None) -> Backbone:
+    """A backbone from whatever names one:
+
+    "none":                        random weights of `arch` ("" is DEFAULT_ARCH), drawn from `seed`;
+    a folder or artifact:          timm's local layout, which says its architecture itself;
+    "vit_base_patch16_224.augreg_in21k", "hf-hub:owner/name": timm fetches the weights of that tag;
+    a file of weights:             .safetensors (or .pth, read as plain tensors), whose architecture is `arch`;
+    "slca_vit_b16_in21k":          a preset of `architectures.WEIGHTS`; with ":FILE" behind it, from that file.
+
+    model_args: laid over the architecture's own, for all but a folder.
+    UserError for an unknown name (with a near one), a damaged file, or weights that do not fit (the first difference).
     """
     if isinstance(spec, str) and spec == "none":
-        return create(seed=seed)
-    folder = Path(getattr(spec, "path", spec))
-    if folder.is_dir():
-        return _load_folder(folder)
-    if isinstance(spec, str) and not spec.startswith((".", "/")):
-        return _load_named(spec)
-    raise UserError(f"no backbone at {folder}; expected a folder with {CONFIG} and {WEIGHTS}")
+        return create(arch, seed, model_args)
+    if isinstance(spec, str) and spec.partition(":")[0] in architectures.WEIGHTS:
+        return _load_preset(spec, model_args)
+    if isinstance(spec, str) and spec.startswith("local-dir:"):
+        spec = spec.removeprefix("local-dir:")
+    path = Path(getattr(spec, "path", spec))
+    if path.is_dir():
+        return _load_folder(path)
+    if path.is_file():
+        return _load_file(path, arch, model_args)
+    if isinstance(spec, str) and not spec.startswith((".", "/")) and not spec.endswith(FILES):
+        return _load_named(spec, model_args)
+    raise UserError(
+        f"no backbone at {path}; expected a folder with {CONFIG} and {WEIGHTS}, or a file that ends in {FILES[0]}"
+    )
 
 
 def _load_folder(folder: Path) -> Backbone:
-    import json
-
-    from safetensors import SafetensorError
-    from safetensors.torch import load as from_bytes
-
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder} holds no {name}; a backbone's folder has {CONFIG} and {WEIGHTS}")
     try:
         card = json.loads((folder / CONFIG).read_text())
-        weights = from_bytes((folder / WEIGHTS).read_bytes())
-    except (SafetensorError, ValueError) as error:
-        raise UserError(
-            f"the backbone in {folder} is damaged ({error}); delete the folder and make it again"
-        ) from error
-    backbone = create(card["architecture"], 0, card.get("model_args"))
-    try:
-        backbone.model.load_state_dict(weights)
-    except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise UserError(f"the weights in {folder} do not fit {card['architecture']!r}: {first}") from error
-    cfg = card.get("pretrained_cfg", {})
-    backbone.mean, backbone.std = tuple(cfg.get("mean", backbone.mean)), tuple(cfg.get("std", backbone.std))
+        arch, cfg = card["architecture"], card.get("pretrained_cfg", {})
+    except (ValueError, KeyError) as error:
+        raise _damaged(folder, error) from error
+    weights, digest = _read(folder / WEIGHTS)
+    backbone = create(arch, 0, card.get("model_args"))
+    backbone.tag = f"{arch.partition('.')[0]}.{cfg['tag']}" if cfg.get("tag") else f"{arch}@{digest}"
+    if card.get("fresh_norm"):
+        backbone.renew_final_norm()
+    _fit(backbone, weights, folder)
+    backbone.input = _input_in(card, backbone.input)
+    if card.get("attached"):
+        from cilkit import attachments
+
+        attachments.restore(backbone, card["attached"], _read(folder / ATTACHED)[0])
     return backbone
 
 
-def _load_named(name: str) -> Backbone:
+def _input_in(card: dict[str, Any], untrained: Input) -> Input:
+    """What a saved folder says of its input; timm's own folders say it in `pretrained_cfg` alone."""
+    cfg = card.get("pretrained_cfg", {})
+    given = {name: tuple(cfg[name]) for name in ("mean", "std") if name in cfg}
+    if "cilkit" in card:
+        return replace(untrained, **given, **card.get("input", {}))
+    given |= {name: cfg[name] for name in ("interpolation", "crop_pct") if name in cfg}
+    if "input_size" in cfg and "img_size" not in card.get("model_args", {}):
+        given["size"] = cfg["input_size"][-1]
+    return replace(untrained, **given)
+
+
+def _load_file(path: Path, arch: str, model_args: dict[str, Any] | None) -> Backbone:
+    if not arch:
+        raise UserError(f"{path} holds weights but no architecture; say which with `arch`, e.g. vit_base_patch16_224")
+    weights, digest = _read(path)
+    backbone = create(arch, 0, model_args)
+    _fit(backbone, weights, path)
+    backbone.input = _input_of(backbone.model, backbone.model_args, trained=True)
+    backbone.tag = f"{path.name}@{digest}"
+    return backbone
+
+
+def _load_preset(spec: str, model_args: dict[str, Any] | None) -> Backbone:
+    name, _, file = spec.partition(":")
+    preset = architectures.WEIGHTS[name]
+    if preset.file and not file:
+        raise UserError(f"timm has no weights for {name!r}; bring the file {preset.file} and write '{name}:FILE'")
+    if file and not Path(file).is_file():
+        raise UserError(f"{spec!r} names the file {file}, which does not exist; check its path")
+    if file:
+        backbone = _load_file(Path(file), preset.arch, model_args)
+        backbone.tag = f"{name}:{backbone.tag}"
+    else:
+        backbone = _load_named(preset.arch, model_args)
+        backbone.tag = name
+    if preset.fresh_norm:
+        backbone.renew_final_norm()
+    return backbone
+
+
+def _load_named(name: str, model_args: dict[str, Any] | None = None) -> Backbone:
     import timm
 
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=0)
+        model = timm.create_model(name, pretrained=True, num_classes=0, **(model_args or {}))
     except (RuntimeError, OSError, ValueError) as error:
-        if not timm.is_model(name) and ":" not in name and "/" not in name:
+        if ":" not in name and "/" not in name and name not in timm.list_pretrained(f"{name.partition('.')[0]}*"):
             raise UserError(_unknown(name, error)) from error
         raise UserError(
             f"the weights of {name!r} cannot be had ({str(error).splitlines()[0]}); "
-            "check the name and the network, or give a folder"
+            "check the name and the network, or give a folder or a file"
         ) from error
-    return Backbone(model, name, {})
+    cfg = model.pretrained_cfg
+    tag = ".".join(part for part in (cfg["architecture"], cfg.get("tag")) if part)
+    stored = {} if timm.is_model(name) else getattr(model, "_model_args", {})  # of a hub's own configuration
+    stored = {key: value for key, value in stored.items() if key != "num_classes"} | (model_args or {})
+    backbone = Backbone(model, name if timm.is_model(name) else cfg["architecture"], stored, tag)
+    backbone.input = _input_of(model, stored, trained=True)
+    return backbone
 
 
-def extract(backbone: Backbone, images: np.ndarray, kind: str, batch_size: int = 256) -> np.ndarray:
-    """Features, float32 (n, dim), of images uint8 (n, h, w, 3): eval mode, no gradients, no augmentation."""
-    from cilkit.data.transforms import to_float
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """The tensors of a file by name, and the beginning of its sha256."""
+    from io import BytesIO
 
+    from safetensors.torch import load as from_bytes
+
+    content = path.read_bytes()
+    try:
+        if path.suffix == ".safetensors":
+            weights = from_bytes(content)
+        else:
+            weights = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors and torch raise several unrelated classes for a damaged file
+        raise _damaged(path, error) from error
+    for name in ("model", "state_dict"):  # where training scripts put the weights beside other things
+        weights = weights[name] if isinstance(weights.get(name), dict) else weights
+    return weights, hashlib.sha256(content).hexdigest()[:8]
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"the backbone in {path} is damaged ({str(error).splitlines()[0]}); get or make it again")
+
+
+def _fit(backbone: Backbone, weights: dict[str, torch.Tensor], where: Path) -> None:
+    """Load weights, all of them and nothing else; a classifier among them is left out."""
+    own = backbone.model.state_dict()
+    heads = backbone.model.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{name}." for name in ([heads] if isinstance(heads, str) else heads))
+    weights = {name: value for name, value in weights.items() if name in own or not name.startswith(heads)}
+    wrong = [f"{name!r} is missing" for name in own if name not in weights]
+    wrong += [f"{name!r} is unexpected" for name in weights if name not in own]
+    wrong += [
+        f"{name!r} is {tuple(weights[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more differences)" if len(wrong) > 1 else ""
+        raise UserError(f"the weights in {where} do not fit {backbone.arch!r}: {wrong[0]}{more}")
+    backbone.model.load_state_dict(weights)
+
+
+def extract(
+    backbone: Backbone, images: ImageSet | np.ndarray, kind: str, recipe: Recipe | None = None, batch_size: int = 256
+) -> np.ndarray:
+    """Features, float32 (n, dim), in eval mode, without gradients or augmentation.
+
+    images: an image set, read batch by batch, or uint8 (n, h, w, 3).
+    recipe: how they are resized and normalised (its test transform); None: their own size, the backbone's mean and std.
+    """
+    features = np.empty((len(images), backbone.dim), np.float32)
     was_training = backbone.training
     backbone.eval()
-    features = [np.zeros((0, backbone.dim), np.float32)]
+    filled = 0
     with torch.no_grad():
-        for start in range(0, len(images), batch_size):
-            batch = to_float(images[start : start + batch_size], backbone.mean, backbone.std)
-            features.append(backbone(batch.to(backbone.device), kind).float().cpu().numpy())
+        for batch in _batches(backbone, images, recipe, batch_size):
+            found = backbone(batch.to(backbone.device), kind).float().cpu().numpy()
+            features[filled : filled + len(found)] = found
+            filled += len(found)
     backbone.train(was_training)
-    return np.concatenate(features)
+    return features
+
+
+def _batches(
+    backbone: Backbone, images: ImageSet | np.ndarray, recipe: Recipe | None, batch_size: int
+) -> Iterator[torch.Tensor]:
+    from cilkit.data import loading
+    from cilkit.data.transforms import recipe as recipe_of
+
+    if recipe is None:
+        recipe = recipe_of("none", replace(backbone.input, size=0))
+    device = backbone.device
+    cuts = [np.arange(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
+    if isinstance(images, np.ndarray):
+        return (recipe.test(images[cut], device) for cut in cuts)
+    far = images.streamed or device.type != "cpu"
+    return loading.prefetched(images, cuts, lambda pixels, _: recipe.test(pixels, device), ahead=2 if far else 0)
