@@ -12,21 +12,24 @@ in the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cilkit import artifacts, backbones, metrics
+from cilkit import artifacts, backbones, outputs
 from cilkit.errors import Stopped, UserError
+from cilkit.outputs import Outputs
+from cilkit.phases import Phases
 
 if TYPE_CHECKING:
     from cilkit.data import Stream, Task
     from cilkit.learners import Learner, Moment
-    from cilkit.runs import Outputs
 
 CHECKPOINT = "run.safetensors"
+PHASES = "phases.json"
 
 
 def run_stream(
@@ -35,82 +38,122 @@ def run_stream(
     folder: Path | None,
     *,
     scratch: Path | None = None,
-    keep_features: bool = True,
+    keep: Collection[str] = (),
+    cap: int = outputs.CAP,
     on_moment: Callable[[Moment], None] | None = None,
-) -> list[Outputs]:
+    phases: Phases | None = None,
+) -> Sequence[Outputs]:
     """Learn the stream, task by task; write the run into `folder` (None: nowhere) and return the outputs.
 
-    scratch:       folder of the checkpoint; without it an interrupted run starts again.
-    keep_features: also keep the test features, float32 (n, dim) a task.
-    on_moment:     called after every epoch.
-    Raises UserError for a loss that is not finite and Stopped when interrupted; what was finished is kept.
+    scratch:   folder of the checkpoint; without it an interrupted run starts again.
+    keep, cap: what of "logits", "features", "backbone" is kept in any case, and how many bytes may be kept without
+               asking; see `cilkit.outputs.plan`.
+    on_moment: called after every epoch.
+    phases:    measures the seconds and the peak memory of "train", "test" and "write".
+    Raises UserError for a stream that the method is not defined for or a loss that is not finite, and Stopped when
+    interrupted; what was finished is kept.
     """
-    record = _Record(learner, stream, folder, scratch, keep_features)
+    if stream.protocol not in learner.protocols:
+        raise UserError(
+            f"learner {learner.name!r} is not defined for {stream.protocol}-incremental streams "
+            f"(only {', '.join(learner.protocols)}); choose another learner or another protocol"
+        )
+    record = _Record(learner, stream, folder, scratch, keep, cap, phases)
     record.resume()
     for task in stream:
         if task.index < len(record.losses):
             continue
         try:
             losses = []
-            for moment in learner.learn(task):
-                losses.append(moment.losses)
-                if on_moment is not None:
-                    on_moment(moment)
-            record.outputs(task, learner.predict(stream.test_after(task)), losses)
+            with record.phase("train"):
+                for moment in learner.learn(task):
+                    losses.append(moment.losses)
+                    if on_moment is not None:
+                        on_moment(moment)
+            with record.phase("test"):
+                answers = learner.predict(stream.test_after(task))
+            with record.phase("write"):
+                record.outputs(task, answers, losses)
         except KeyboardInterrupt as stop:
             raise Stopped(
                 f"interrupted in task {task.index + 1} of {len(stream)}; "
                 f"{task.index if scratch else 'no'} finished tasks are kept, run again to go on"
             ) from stop
     record.finish()
-    return record.kept
+    return record.kept if record.folder is None else _OnDisk(record.folder, list(record.accuracy), len(stream))
+
+
+class _OnDisk(Sequence):
+    """A finished run's outputs after each task, read when asked for."""
+
+    def __init__(self, folder: Path, heads: list[str], tasks: int) -> None:
+        self.folder, self.heads, self.tasks = folder, heads, tasks
+
+    def __len__(self) -> int:
+        return self.tasks
+
+    def __getitem__(self, t: int) -> Outputs:
+        return outputs.read(_after(self.folder, range(self.tasks)[t]), self.heads)
 
 
 class _Record:
     """What a run has to show so far, in memory and on disk."""
 
-    def __init__(self, learner, stream, folder, scratch, keep_features) -> None:
-        self.learner, self.stream, self.keep_features = learner, stream, keep_features
+    def __init__(self, learner, stream, folder, scratch, keep, cap, phases) -> None:
+        self.learner, self.stream = learner, stream
         self.folder = None if folder is None else Path(folder)
         self.scratch = None if scratch is None else Path(scratch)
+        self.asked, self.cap, self.phases = keep, cap, phases
         self.losses: list[list[dict[str, float]]] = []  # task, epoch
         self.accuracy: dict[str, list[list[float]]] = {}  # head -> rows of the accuracy matrix, percent
-        self.kept: list[Outputs] = []
+        self.kept: list[Outputs] = []  # of a run that is written nowhere
 
-    def outputs(self, task: Task, outputs: Outputs, losses: list[dict[str, float]]) -> None:
-        for name, logits in outputs.heads.items():
-            if logits.shape != (len(outputs), task.seen) or not np.isfinite(logits).all():
+    def phase(self, name: str):
+        return nullcontext() if self.phases is None else self.phases(name)
+
+    def outputs(self, task: Task, answers: Outputs, losses: list[dict[str, float]]) -> None:
+        stream = self.stream
+        if stream.domain:
+            answers = Outputs(answers.ids, answers.labels, answers.heads, answers.features, self._tasks_of(task))
+        tasks = stream.task_of_class[answers.labels] if answers.tasks is None else answers.tasks
+        for name, logits in answers.heads.items():
+            if logits.shape != (len(answers), task.seen) or not np.isfinite(logits).all():
                 raise UserError(
                     f"after task {task.index + 1} head {name!r} gives {logits.shape} logits, not all finite or not one "
                     f"for each of {task.seen} classes seen; lower lr and run again"
                 )
-            row = metrics.accuracy_row(logits.argmax(1), outputs.labels, self.stream.task_of_class, len(self.stream))
-            self.accuracy.setdefault(name, []).append(row.tolist())
-        self.kept.append(outputs)
+            correct = logits.argmax(1) == answers.labels
+            self.accuracy.setdefault(name, []).append(_by_task(correct, tasks, len(stream)))
         self.losses.append(losses)
-        self._write_outputs(task.index, outputs)
+        if self.folder is None:
+            self.kept.append(answers)
+            return
+        outputs.write(_after(self.folder, task.index), answers, stream.task_of_class, self.keep)
         self._checkpoint()
 
-    def _write_outputs(self, t: int, outputs: Outputs) -> None:
-        if self.folder is None:
-            return
-        after = self.folder / f"after_{t:02d}"
-        artifacts.save_npy(after / "index.npy", np.asarray(outputs.ids, np.int64))
-        artifacts.save_npy(after / "labels.npy", np.asarray(outputs.labels, np.int64))
-        for name, logits in outputs.heads.items():
-            artifacts.save_npy(after / f"logits_{name}.npy", logits.astype(np.float32))
-        if self.keep_features and outputs.features is not None:
-            artifacts.save_npy(after / "features.npy", outputs.features.astype(np.float32))
+    def _tasks_of(self, task: Task) -> np.ndarray:
+        return self.stream.task_of(self.stream.test_after(task))
+
+    @property
+    def keep(self) -> outputs.Keep:
+        """What is kept of this run; decided by its shape alone, so that a resumed run decides the same."""
+        images = [len(self.stream.test_after(task)) for task in self.stream]
+        seen = [task.seen for task in self.stream]
+        weights = sum(value.nbytes for value in self.learner.backbone.state_dict().values())
+        dim, heads = self.learner.backbone.dim, len(self.accuracy)
+        return outputs.plan(images, seen, heads, dim, weights, self.cap, self.asked)
 
     def _checkpoint(self) -> None:
         """The learner's whole state and the numbers so far, in one file that is replaced at once."""
-        if self.scratch is None or self.folder is None:
+        if self.scratch is None:
             return
         from safetensors.torch import save
 
         facts = json.dumps({"losses": self.losses, "accuracy": self.accuracy})
         state = {name: value.detach().cpu().contiguous() for name, value in self.learner.state().items()}
         artifacts.atomic_write(self.scratch / CHECKPOINT, save(state, metadata={"facts": facts}))
+        if self.phases is not None:
+            artifacts.write_json(self.scratch / PHASES, self.phases.table())
 
     def resume(self) -> None:
         if self.scratch is None or not (self.scratch / CHECKPOINT).exists():
@@ -127,44 +170,61 @@ class _Record:
             ) from error
         self.learner.load(state)
         self.losses, self.accuracy = facts["losses"], facts["accuracy"]
-        self.kept = [self._read(t) for t in range(len(self.losses))]
-
-    def _read(self, t: int) -> Outputs:
-        from cilkit.runs import Outputs
-
-        after = self.folder / f"after_{t:02d}"
-        heads = {name: np.load(after / f"logits_{name}.npy") for name in self.accuracy}
-        features = np.load(after / "features.npy") if (after / "features.npy").exists() else None
-        return Outputs(np.load(after / "index.npy"), np.load(after / "labels.npy"), heads, features)
+        if self.phases is not None and (self.scratch / PHASES).exists():
+            self.phases.add(json.loads((self.scratch / PHASES).read_text()))
 
     def finish(self) -> None:
         if self.folder is None:
             return
+        learner, stream, keep = self.learner, self.stream, self.keep
         for name, rows in self.accuracy.items():
             artifacts.atomic_write(self.folder / f"accuracy_{name}.csv", _csv(rows))
-        learner, stream = self.learner, self.stream
+        if keep.backbone:
+            backbones.save(learner.backbone, self.folder / "backbone")
         identity = learner.identity()
-        backbones.save(learner.backbone, self.folder / "backbone")
+        weights = learner.backbone.state_dict().values()
         settings = {
             "learner": identity.pop("learner"),
             "hyper": identity,
             "seed_init": learner.seed_init,
             "seed_data": learner.seed_data,
+            "protocol": stream.protocol,
             "stream": stream.identity(),
             "class_names": list(stream.class_names),
-            "increments": list(stream.increments),
+            "increments": list(stream.sizes),
             "task_of_class": stream.task_of_class.tolist(),
+            "task_names": stream.task_names,
             "heads": list(self.accuracy),
             "default_head": learner.default_head,
-            "forwards": {"declared": learner.declared(stream), "spent": dict(learner.backbone.forwarded)},
+            "backbone": {
+                "tag": learner.backbone.tag,
+                "parameters": sum(p.numel() for p in learner.backbone.parameters()),
+                "bytes": sum(value.nbytes for value in weights),
+            },
+            "forwards": {
+                "declared": learner.declared(stream),
+                "spent": dict(learner.backbone.forwarded),
+                "found": sorted(learner.found),
+            },
             "stored_bytes": learner.stored_bytes(),
+            "keep": {"logits": keep.logits, "features": keep.features, "backbone": keep.backbone},
             "losses": self.losses,
         }
         artifacts.write_json(self.folder / "run.json", settings)
 
 
+def _after(folder: Path, t: int) -> Path:
+    return folder / f"after_{t:02d}"
+
+
+def _by_task(correct: np.ndarray, tasks: np.ndarray, n_tasks: int) -> list[float]:
+    """Percent correct of each task's images; NaN for a task without test images here."""
+    with np.errstate(invalid="ignore"):
+        return (100 * np.bincount(tasks, correct, n_tasks) / np.bincount(tasks, minlength=n_tasks)).tolist()
+
+
 def _csv(rows: list[list[float]]) -> str:
-    """The accuracy matrix in percent: a row after each task, a column a task, empty above the diagonal."""
+    """The accuracy matrix in percent: a row after each task, a column a task, empty where nothing was tested."""
     lines = ["," + ",".join(f"task {i + 1}" for i in range(len(rows)))]
     for t, row in enumerate(rows):
         lines.append(",".join([f"after task {t + 1}", *("" if np.isnan(value) else repr(value) for value in row)]))

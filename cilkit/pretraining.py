@@ -19,13 +19,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from cilkit import artifacts, backbones
-from cilkit.data import transforms
+from cilkit.data import loading, transforms
 from cilkit.errors import UserError
 from cilkit.learners.base import Moment, derive
 
 if TYPE_CHECKING:
     from cilkit.backbones import Backbone
     from cilkit.data.shards import ImageSet
+    from cilkit.data.transforms import Recipe
 
 WARM_UP = 0.1  # share of the steps in which the learning rate rises linearly
 CHECKPOINT = "pretraining.safetensors"
@@ -42,10 +43,12 @@ def pretrain(
     weight_decay: float = 0.05,
     label_smoothing: float = 0.1,
     recipe: str = "pretrain",
+    image_size: int = 0,
     held_out: float = 0.1,
     seed_init: int = 0,
     seed_data: int = 0,
     shuffle_labels: bool = False,
+    device: Any = "cpu",
     scratch: Path | None = None,
     log: Callable[[Moment], None] | None = None,
 ) -> tuple[Backbone, dict]:
@@ -57,16 +60,18 @@ def pretrain(
     scratch:        epoch checkpoints; an interrupted training goes on from the last one to the same weights.
     report:         classes, images by part, and a row an epoch: loss, accuracy, held_out_accuracy (0 … 1).
     """
-    trainer = _Trainer(backbones.create(arch, seed_init, model_args), len(images.class_names), seed_init)
+    backbone = backbones.create(arch, seed_init, model_args)
+    trainer = _Trainer(backbone, len(images.class_names), seed_init, device)
+    chosen = transforms.recipe(recipe, backbone.input, image_size)
     train, held = images.split_by_seed(held_out, seed_data)
-    labels = train.labels
     if shuffle_labels:
-        labels = np.random.default_rng(derive(seed_data, "shuffled labels")).permutation(labels)
+        labels = np.random.default_rng(derive(seed_data, "shuffled labels")).permutation(train.labels)
+        train = train.at(train.index, labels)
     trainer.prepare(len(train), epochs, batch_size, lr, weight_decay)
     rows = trainer.resume(scratch)
     for epoch in range(len(rows), epochs):
-        row = trainer.epoch(epoch, train.images(), labels, recipe, label_smoothing, seed_data)
-        rows.append({"epoch": epoch, **row, "held_out_accuracy": trainer.accuracy(held.images(), held.labels)})
+        row = trainer.epoch(epoch, train, chosen, label_smoothing, seed_data)
+        rows.append({"epoch": epoch, **row, "held_out_accuracy": trainer.accuracy(held, chosen)})
         trainer.keep(scratch, rows)
         if log is not None:
             log(Moment(None, epoch, epochs, {"classification": row["loss"]}))
@@ -85,13 +90,14 @@ def pretrain(
 class _Trainer:
     """A backbone, a linear head, AdamW and a cosine schedule with linear warm-up, a step a batch."""
 
-    def __init__(self, backbone: Backbone, classes: int, seed: int) -> None:
-        self.backbone = backbone
+    def __init__(self, backbone: Backbone, classes: int, seed: int, device: Any) -> None:
+        self.backbone = backbone.to(device)
         self.head = nn.Linear(backbone.dim, classes)
         with torch.no_grad():
             generator = torch.Generator().manual_seed(derive(seed, "pre-training head"))
             self.head.weight.normal_(0.0, 0.02, generator=generator)
             self.head.bias.zero_()
+        self.head.to(device)
 
     def prepare(self, n: int, epochs: int, batch_size: int, lr: float, weight_decay: float) -> None:
         parameters = [*self.backbone.parameters(), *self.head.parameters()]
@@ -104,29 +110,34 @@ class _Trainer:
         factor = lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / steps))  # noqa: E731
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, factor)
 
-    def epoch(self, epoch, images, labels, recipe: str, label_smoothing: float, seed: int) -> dict:
+    def epoch(self, epoch: int, images: ImageSet, recipe: Recipe, label_smoothing: float, seed: int) -> dict:
         generator = torch.Generator().manual_seed(derive(seed, "pre-training augmentation", epoch))
+        device = self.backbone.device
         self.backbone.train()
+
+        def prepare(pixels, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+            return recipe.train(pixels, generator, device), torch.from_numpy(labels).to(device)
+
+        cuts = transforms.batches(len(images), self.batch_size, derive(seed, "pre-training order"), epoch)
+        ahead = 2 if images.streamed or device.type != "cpu" else 0
         loss_sum, right = 0.0, 0
-        for rows in transforms.batches(len(labels), self.batch_size, derive(seed, "pre-training order"), epoch):
-            batch = transforms.to_float(images[rows], self.backbone.mean, self.backbone.std)
-            target = torch.from_numpy(labels[rows])
-            logits = self.head(self.backbone(transforms.augment(batch, recipe, generator), "student"))
+        for batch, target in loading.prefetched(images, cuts, prepare, ahead=ahead):
+            logits = self.head(self.backbone(batch, "student"))
             loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             self.optimiser.step()
             self.schedule.step()
-            loss_sum += loss.item() * len(rows)
+            loss_sum += loss.item() * len(target)
             right += int((logits.argmax(1) == target).sum())
         if not math.isfinite(loss_sum):
             raise UserError(f"the pre-training loss is {loss_sum} in epoch {epoch + 1}; lower lr and start again")
-        return {"loss": loss_sum / len(labels), "accuracy": right / len(labels)}
+        return {"loss": loss_sum / len(images), "accuracy": right / len(images)}
 
-    def accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
+    def accuracy(self, images: ImageSet, recipe: Recipe) -> float:
         with torch.no_grad():
-            features = torch.from_numpy(backbones.extract(self.backbone, images, "test"))
-            return float((self.head(features).argmax(1).numpy() == labels).mean())
+            features = torch.from_numpy(backbones.extract(self.backbone, images, "test", recipe)).to(self.head.weight)
+            return float((self.head(features).argmax(1).cpu().numpy() == images.labels).mean())
 
     def keep(self, scratch: Path | None, rows: list[dict]) -> None:
         """Everything that the next epoch needs, in one file that is replaced at once."""
@@ -139,7 +150,7 @@ class _Trainer:
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
         facts = {"rows": rows, "steps": self.schedule.last_epoch, "forwarded": self.backbone.forwarded}
-        tensors = {k: v.contiguous() for k, v in tensors.items()}
+        tensors = {k: v.cpu().contiguous() for k, v in tensors.items()}
         artifacts.atomic_write(Path(scratch) / CHECKPOINT, save(tensors, metadata={"facts": json.dumps(facts)}))
 
     def resume(self, scratch: Path | None) -> list[dict]:

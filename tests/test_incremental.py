@@ -95,9 +95,61 @@ def _features(backbone, stream):
     return backbones.extract(backbone, stream.test.images(), "probe")
 
 
-def test_features_are_left_out_on_request(stream, tmp_path):
-    incremental.run_stream(create("nearest_mean"), stream, tmp_path, keep_features=False)
-    assert Run(tmp_path).outputs(0).features is None
+def test_what_passes_the_cap_is_left_out_unless_it_is_asked_for(stream, tmp_path):
+    small = tmp_path / "small"
+    incremental.run_stream(create("slca"), stream, small, cap=20_000)
+    whole = incremental.run_stream(create("slca"), stream, tmp_path / "whole")
+    kept = [Run(tmp_path / name).settings["keep"] for name in ("whole", "small")]
+    assert kept[0] == {"logits": True, "features": True, "backbone": True} and not all(kept[1].values())
+    assert Run(small).outputs(0).features is None and not (small / "backbone").exists()
+    assert Run(small).summary() == Run(tmp_path / "whole").summary()  # every figure all the same
+    incremental.run_stream(create("slca"), stream, tmp_path / "asked", cap=0, keep=("features",))
+    assert np.array_equal(Run(tmp_path / "asked").outputs(1).features, whole[1].features)
+
+
+def test_a_learner_is_not_let_into_a_stream_that_it_is_not_defined_for(tmp_path):
+    with pytest.raises(UserError, match="'slca' is not defined for domain-incremental streams .only class."):
+        incremental.run_stream(create("slca"), tiny.domain_stream(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["tasks", "joint", "cumulative"])
+@pytest.mark.parametrize("name", ["nearest_mean", "finetune", "slow_learner"])
+def test_domain_streams_are_learnt_and_tested_on_every_domain(name, kind, tmp_path):
+    stream = tiny.domain_stream()
+    stream = {"joint": stream.joint, "cumulative": stream.cumulative}.get(kind, lambda: stream)()
+    learner = create(name)
+    outputs = incremental.run_stream(learner, stream, tmp_path)
+    assert Counter(learner.declared(stream)) == learner.backbone.forwarded
+    for t, answers in enumerate(outputs):
+        assert len(answers) == len(stream.test)  # of domains to come as well
+        assert next(iter(answers.heads.values())).shape[1] == stream.n_classes
+        if kind != "joint":
+            np.testing.assert_array_equal(stream.domain_order[answers.tasks], stream.test.domains)
+        correct = answers.predictions(learner.default_head) == answers.labels
+        rows = [100 * correct[answers.tasks == i].mean() for i in range(len(stream))]
+        np.testing.assert_allclose(Run(tmp_path).accuracy_of(learner.default_head, future=True).to_numpy()[t], rows)
+
+
+def test_a_class_mean_is_taken_over_all_the_domains_seen():
+    stream = tiny.domain_stream()
+    learner = create("nearest_mean")
+    incremental.run_stream(learner, stream, None)
+    features = learner.features(stream.train, "probe")
+    expected = np.stack([features[stream.train.labels == c].mean(0, dtype=float) for c in range(stream.n_classes)])
+    np.testing.assert_allclose(learner.means, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_features_found_elsewhere_are_not_made_again(stream):
+    whole, finder = create("nearest_mean"), create("nearest_mean")
+    expected = incremental.run_stream(whole, stream, None)
+    parts = (stream.benchmark.train, stream.benchmark.test)
+    finder.find({part.source.key: backbones.extract(finder.backbone, part, "probe") for part in parts})
+    finder.backbone.forwarded.clear()
+    found = incremental.run_stream(finder, stream, None)
+    assert finder.backbone.forwarded == {} and finder.found == {"statistics", "test"}
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_allclose(one.heads["means"], other.heads["means"], atol=1e-4)
 
 
 def test_moments_come_after_every_epoch(stream):
@@ -152,7 +204,7 @@ class Linear(learners.Learner):
         self.features_seen, self.labels_seen = [], []
 
     def end_task(self, task):
-        self.features_seen.append(torch.from_numpy(self.features(task.train.images(), "statistics")))
+        self.features_seen.append(torch.from_numpy(self.features(task.train, "statistics")))
         self.labels_seen.append(torch.from_numpy(task.train.labels))
 
     def heads(self):

@@ -5,7 +5,7 @@ import pytest
 
 from cilkit.data.benchmarks import Benchmark
 from cilkit.data.shards import ImageSet
-from cilkit.data.streams import SEEDS, Stream, class_order, order_seed
+from cilkit.data.streams import SEEDS, Stream, class_order, increments_of, listed_order, order_seed
 from cilkit.errors import UserError
 
 NAMES = [f"class {c}" for c in range(10)]
@@ -60,13 +60,62 @@ def test_tasks_partition_the_classes_and_carry_stream_labels(benchmark):
     assert sum(len(task.train) for task in stream) == len(benchmark.train)
 
 
-def test_increments(benchmark):
-    assert Stream(benchmark, increments=4).increments == (4, 4, 2)
-    assert Stream(benchmark, increments=[5, 1, 1]).n_classes == 7
-    with pytest.raises(UserError, match=r"\[6, 6\] do not fit 10 classes"):
-        Stream(benchmark, increments=[6, 6])
-    with pytest.raises(UserError, match="increment 0"):
-        Stream(benchmark, increments=0)
+def test_increments_equal_with_a_base_and_explicit(benchmark):
+    assert increments_of(100, 10) == (10,) * 10  # B0, 10 steps
+    assert increments_of(100, 5, base=50) == (50,) + (5,) * 10  # B50, 10 steps
+    assert increments_of(196, 20) == (20,) * 9 + (16,)  # Cars in SLCA's code
+    assert increments_of(196, 20, base=16) == (16,) + (20,) * 9  # Cars in RanPAC's
+    assert increments_of(6, [3, 1, 2]) == (3, 1, 2)
+    assert Stream(benchmark, increments=4).sizes == (4, 4, 2)
+    assert Stream(benchmark, increments=[5, 1, 4])[:2].n_classes == 6
+
+
+@pytest.mark.parametrize(
+    ("increments", "sentence"),
+    [
+        ([6, 6], r"\[6, 6\] do not fit 10 classes"),
+        ([5, 1, 1], r"\[5, 1, 1\] add up to 7 of 10 classes; list a task for the rest"),
+        ([5, 0, 5], r"\[5, 0, 5\] do not fit"),
+        ([], r"\[\] do not fit"),
+        (0, "increment 0 does not fit"),
+        (11, "increment 11 does not fit"),
+    ],
+)
+def test_increments_that_do_not_add_up_are_refused(benchmark, increments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Stream(benchmark, increments=increments)
+
+
+def test_a_base_beside_a_list_or_beyond_the_classes_is_refused():
+    with pytest.raises(UserError, match="base 5 beside the list"):
+        increments_of(10, [5, 5], base=5)
+    with pytest.raises(UserError, match="base 11 does not fit 10"):
+        increments_of(10, 2, base=11)
+
+
+def test_an_order_may_be_listed_by_name_or_by_place(benchmark):
+    names = NAMES[::-1]
+    assert Stream(benchmark, order_list=tuple(names)).class_names == names
+    assert Stream(benchmark, order_list=(3, 1, 0, 2, 4, 5, 6, 7, 8, 9)).class_names[:3] == [
+        "class 3", "class 1", "class 0",
+    ]  # fmt: skip
+    assert Stream(benchmark, 1993, order_list=tuple(names)).identity() == Stream(
+        benchmark, 1996, order_list=tuple(names)
+    ).identity()
+
+
+@pytest.mark.parametrize(
+    ("order", "sentence"),
+    [
+        (["a", "b"], "has 2 of 3 and leaves out 'c'"),
+        (["a", "b", "b"], "lists 'b' twice"),
+        (["a", "b", "cc"], r"lists 'cc' \(did you mean 'c'\?\)"),
+        ([0, 1, 3], "lists 3; expected names, or places 0 … 2"),
+    ],
+)
+def test_an_order_with_a_hole_is_refused(order, sentence):
+    with pytest.raises(UserError, match=sentence):
+        listed_order(order, ["a", "b", "c"])
 
 
 def test_slices_are_streams_from_the_beginning(benchmark):
@@ -103,6 +152,62 @@ def test_validation_never_touches_the_test_images(benchmark):
 def test_identity_tells_streams_apart(benchmark):
     stream = Stream(benchmark, increments=2)
     variants = [stream, stream.joint(), stream.cumulative(), stream[:2], stream.validation(), Stream(benchmark, 1996)]
+    variants += [stream[:2].joint(), Stream(benchmark, order_list=tuple(range(10)))]
     identities = [str(variant.identity()) for variant in variants]
     assert len(set(identities)) == len(variants)
     assert stream.identity() == Stream(benchmark, 1993, [2] * 5).identity()
+
+
+# ---------------------------------------------------------------- domains
+
+
+def in_domains(per_cell, names=("photo", "sketch", "clay")):
+    """Each class in each domain; class and domain can be read from the pixels."""
+    cells = np.array([(d, c) for d in range(len(names)) for c in range(4)] * per_cell)
+    images = np.zeros((len(cells), 4, 4, 3), np.uint8)
+    images[:, 0, 0, :2] = cells
+    labels = cells[:, 1]
+    return ImageSet.from_arrays(images, labels, NAMES[:4], domains=cells[:, 0], domain_names=names)
+
+
+@pytest.fixture
+def domains():
+    return Benchmark("three worlds", in_domains(5), in_domains(2))
+
+
+def test_a_domain_stream_brings_the_same_classes_from_another_domain(domains):
+    stream = Stream(domains, order_seed=1993, protocol="domain")
+    assert len(stream) == 3 and stream.sizes == (4, 0, 0) and stream.class_names == NAMES[:4]
+    assert sorted(stream.domain_order) == [0, 1, 2]
+    for task in stream:
+        pixels = task.train.images()[:, 0, 0]
+        assert set(pixels[:, 0]) == {stream.domain_order[task.index]} and set(pixels[:, 1]) == {0, 1, 2, 3}
+        np.testing.assert_array_equal(pixels[:, 1], task.train.labels)
+        assert task.seen == 4 and len(task.classes) == (4 if task.index == 0 else 0)
+        assert domains.domain_names[stream.domain_order[task.index]] in task.name
+        test = stream.test_after(task)  # all domains, learnt or not
+        assert len(test) == 24
+        np.testing.assert_array_equal(stream.domain_order[stream.task_of(test)], test.images()[:, 0, 0, 0])
+    assert sum(len(task.train) for task in stream) == len(domains.train)
+
+
+def test_domain_streams_are_sliced_accumulated_joined_and_ordered_as_others(domains):
+    stream = Stream(domains, None, protocol="domain")
+    assert stream.domain_order.tolist() == [0, 1, 2]
+    assert [len(task.train) for task in stream.cumulative()] == [20, 40, 60]
+    assert [len(task.fresh) for task in stream.cumulative()] == [20, 20, 20]
+    (joint,) = stream.joint()
+    assert len(joint.train) == 60 and set(stream.joint().task_of(stream.test)) == {0}
+    short = stream[:2]
+    assert len(short) == 2 and len(short.test_after(short[1])) == 16 and len(short.joint()[0].train) == 40
+    listed = Stream(domains, protocol="domain", order_list=("clay", "photo", "sketch"))
+    assert [task.name for task in listed] == ["task 1: clay", "task 2: photo", "task 3: sketch"]
+    with pytest.raises(UserError, match="leaves out 'sketch'"):
+        len(Stream(domains, protocol="domain", order_list=("clay", "photo")).domain_order)
+
+
+def test_protocols_that_do_not_fit_are_refused(benchmark):
+    with pytest.raises(UserError, match="'ten' has no domains; take protocol 'class'"):
+        Stream(benchmark, protocol="domain")
+    with pytest.raises(UserError, match="task-incremental is a score"):
+        Stream(benchmark, protocol="task")

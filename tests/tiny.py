@@ -24,5 +24,17 @@ def stream(classes=6, increments=2, per_class=8) -> Stream:
     return Stream(benchmark, order_seed=1993, increments=increments)
 
 
+def domain_stream(classes=3, per_class=6) -> Stream:
+    """The same colours and places, bright, dark and inverted."""
+    parts = []
+    for seed, n in ((0, per_class), (1, 4)):
+        plain = image_set(classes, n, seed)
+        images = np.concatenate([plain.images(), plain.images() // 2, 255 - plain.images()])
+        labels, domains = np.tile(plain.labels, 3), np.repeat(np.arange(3), len(plain))
+        names = ("bright", "dark", "inverted")
+        parts.append(ImageSet.from_arrays(images, labels, plain.class_names, domains=domains, domain_names=names))
+    return Stream(Benchmark("tiny worlds", *parts), order_seed=1993, protocol="domain")
+
+
 def backbone(seed=0) -> backbones.Backbone:
     return backbones.create(seed=seed, model_args=ARGS)

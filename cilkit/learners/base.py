@@ -7,7 +7,6 @@ a task boundary goes on bit for bit. No torch is needed to import a learner or t
 
 from __future__ import annotations
 
-import hashlib
 import math
 import zlib
 from collections import Counter
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cilkit.data import transforms
+from cilkit.data import loading, transforms
 from cilkit.errors import UserError
+from cilkit.features import FeatureBank
 from cilkit.runs import Outputs
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class Hyper:
     epochs: int = 6
     batch_size: int = 32
     lr: float = 0.01
-    recipe: str = "digits"
+    recipe: str = "digits"  # transforms of training and test images, see cilkit.data.transforms
+    image_size: int = 0  # pixels on a side, for recipes that resize; 0: the backbone's own
     norm_statistics: str = "auto"  # see check_norm_statistics
 
 
@@ -73,14 +74,19 @@ class Learner:
 
     default_head = "raw"
     Hyper = Hyper
+    protocols = ("class",)  # of the streams that the method is defined for
 
     def __init__(self, backbone: Backbone, *, seed_init: int = 0, seed_data: int = 0, **hyper: Any) -> None:
         self.backbone = backbone
         self.hyper = self.Hyper(**hyper)
         self.seed_init, self.seed_data = seed_init, seed_data
         self.norm_statistics = norm_statistics_for(backbone, getattr(self.hyper, "norm_statistics", "auto"))
+        self.recipe = transforms.recipe(
+            getattr(self.hyper, "recipe", "none"), backbone.input, getattr(self.hyper, "image_size", 0)
+        )
         self.sizes: list[int] = []
-        self._tested: dict[int, np.ndarray] = {}  # features by image, kept where the backbone cannot change
+        self.bank = FeatureBank()  # of a backbone that cannot change: no image passes through it twice
+        self.found: set[str] = set()  # kinds of passes that found all their features made before
         self.build()
 
     @property
@@ -118,17 +124,21 @@ class Learner:
         """A fresh optimiser and its schedule, stepped once an epoch."""
         raise NotImplementedError
 
-    def training_set(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 (n, h, w, 3) and stream labels (n,) that the task's epochs go through."""
-        return task.train.images(), task.train.labels
+    def training_set(self, task: Task) -> ImageSet:
+        """The images, with stream labels, that the task's epochs go through."""
+        return task.train
 
     def batches(self, task: Task, epoch: int) -> Iterator[Batch]:
-        """One epoch's batches: shuffled by (seed_data, task, epoch), augmented, on the backbone's device."""
-        images, labels = self.training_set(task)
-        augmented = self.augmenter(task, epoch, "augmentation")
+        """One epoch's batches: shuffled by (seed_data, task, epoch), augmented, on the backbone's device.
+
+        Read and augmented ahead of the step where pixels come from disk or go to a GPU.
+        """
+        images = self.training_set(task)
         order = derive(self.seed_data, task.index, "order")
-        for rows in transforms.batches(len(labels), self.hyper.batch_size, order, epoch):
-            yield augmented(images[rows], labels[rows])
+        cuts = transforms.batches(len(images), self.hyper.batch_size, order, epoch)
+        prepare = self.augmenter(task, epoch, "augmentation")
+        far = images.streamed or self.backbone.device.type != "cpu"
+        return loading.prefetched(images, cuts, prepare, ahead=2 if far else 0)
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The terms of the loss by name; their sum is minimised."""
@@ -148,18 +158,14 @@ class Learner:
         state = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
         state["sizes"] = torch.tensor(self.sizes, dtype=torch.int64)
         state |= {f"forwarded.{kind}": torch.tensor(count) for kind, count in self.backbone.forwarded.items()}
-        if self._tested:
-            state["tested.images"] = torch.tensor(list(self._tested))
-            state["tested.features"] = torch.from_numpy(np.stack(list(self._tested.values())))
-        return state
+        return state | {f"bank.{name}": value for name, value in self.bank.state().items()}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
         self.sizes = state["sizes"].tolist()
         self.backbone.load_state_dict(part(state, "backbone."))
         self.backbone.forwarded.clear()
         self.backbone.forwarded.update({kind: int(count) for kind, count in part(state, "forwarded.").items()})
-        if "tested.images" in state:
-            self._tested = dict(zip(state["tested.images"].tolist(), state["tested.features"].numpy(), strict=True))
+        self.bank.load(part(state, "bank."))
 
     def declared(self, stream: Stream) -> dict[str, int]:
         """Images that learning and testing this stream forwards, by kind, as the method's formula has it."""
@@ -203,28 +209,41 @@ class Learner:
                 )
         return losses
 
-    def augmenter(self, task: Task, epoch: int, purpose: str) -> Callable[[np.ndarray, np.ndarray], Batch]:
+    def augmenter(self, task: Task, epoch: int, purpose: str) -> Callable[[Any, np.ndarray], Batch]:
         """Turns uint8 images and labels into a batch; its chance depends on (seed_data, task, epoch, purpose)."""
         import torch
 
         generator = torch.Generator().manual_seed(derive(self.seed_data, task.index, epoch, purpose))
+        device = self.backbone.device
 
-        def batch(images: np.ndarray, labels: np.ndarray) -> Batch:
-            floats = transforms.to_float(images, self.backbone.mean, self.backbone.std)
-            floats = transforms.augment(floats, self.hyper.recipe, generator)
-            return Batch(floats.to(self.backbone.device), torch.from_numpy(labels).to(self.backbone.device))
+        def batch(images: Any, labels: np.ndarray) -> Batch:
+            floats = self.recipe.train(images, generator, device)
+            return Batch(floats, torch.from_numpy(labels).to(device))
 
         return batch
 
-    def features(self, images: np.ndarray, kind: str) -> np.ndarray:
-        """Features float32 (n, dim) in eval mode, without augmentation or gradients."""
+    def find(self, features: dict[str, np.ndarray]) -> None:
+        """Features (n, dim) of whole sources, by `ImageSet.source.key`, made before with this very backbone, frozen, and
+        this recipe: none of their images is forwarded again."""
+        for key, array in features.items():
+            self.bank.fill(key, array)
+        self.found = {"statistics", "test"}
+
+    def features(self, images: ImageSet, kind: str) -> np.ndarray:
+        """Features float32 (n, dim) in eval mode, without augmentation or gradients; never twice where the backbone is
+        frozen and the features of these images are at hand."""
         from cilkit.backbones import extract
 
-        return extract(self.backbone, images, kind)
+        def forward(some: ImageSet) -> np.ndarray:
+            return extract(self.backbone, some, kind, self.recipe)
+
+        if not self.frozen:
+            return forward(images)
+        return self.bank.of(images, forward, keep=kind == "test")  # training images are asked for once
 
     @property
     def frozen(self) -> bool:
-        """Whether this learner never changes the backbone; then no test image is forwarded twice."""
+        """Whether this learner never changes the backbone; then no image is forwarded twice for its features."""
         return False
 
     def predict(self, images: ImageSet) -> Outputs:
@@ -232,30 +251,16 @@ class Learner:
         import torch
 
         heads = self.heads()
-        features = self._test_features(images)  # (n, dim)
+        features = self.features(images, "test")  # (n, dim)
         with torch.no_grad():
             inputs = torch.from_numpy(features).to(self.backbone.device)
             logits = {name: head(inputs).float().cpu().numpy() for name, head in heads.items()}  # (n, seen)
         return Outputs(images.index, images.labels, logits, features)
 
-    def _test_features(self, images: ImageSet) -> np.ndarray:
-        if not self.frozen:
-            return self.features(images.images(), "test")
-        pixels = images.images()
-        keys = [_fingerprint(image) for image in pixels]
-        new = [row for row, key in enumerate(keys) if key not in self._tested]
-        fresh = self.features(pixels[new], "test")
-        self._tested.update(zip([keys[row] for row in new], fresh, strict=True))
-        return np.stack([self._tested[key] for key in keys])
-
     def declared_tests(self, stream: Stream) -> int:
         """Test images: all classes seen so far after every task; once each where the backbone is frozen."""
         counts = [len(stream.test_after(task)) for task in stream]
         return counts[-1] if self.frozen else sum(counts)
-
-
-def _fingerprint(image: np.ndarray) -> int:
-    return int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest(), "little", signed=True)
 
 
 def part(state: dict[str, torch.Tensor], start: str) -> dict[str, torch.Tensor]:

@@ -30,7 +30,8 @@ class FinetuneHyper:
     momentum: float = 0.9
     weight_decay: float = 5e-4  # on everything, biases and norms included
     local_softmax: bool = True  # cross-entropy over the current task's classes only; old heads frozen and left out
-    recipe: str = "digits"  # augmentation, see cilkit.data.transforms
+    recipe: str = "digits"  # transforms, see cilkit.data.transforms. SLCA: "slca_cifar", "slca_imagenet_r" …
+    image_size: int = 0  # pixels on a side, for recipes that resize; 0: the backbone's own
     # Batch normalisation in training: "frozen" running statistics, each "batch"'s own, or "auto": frozen where the
     # backbone comes trained. Our decision: the papers' transformers have none that two classes could pull away.
     norm_statistics: str = "auto"
@@ -45,6 +46,7 @@ class Finetune(Learner):
     """One linear head a task on a backbone that goes on learning."""
 
     Hyper = FinetuneHyper
+    protocols = ("class", "domain")
 
     def build(self) -> None:
         from cilkit.learners.heads import TaskHeads
@@ -59,9 +61,10 @@ class Finetune(Learner):
         return self.hyper.slow_rate == 0
 
     def begin_task(self, task: Task) -> None:
-        # A cumulative stream trains on old classes again: then every head learns, over all classes.
+        # Where old classes come again (cumulative and domain streams) every head learns, over all classes.
         self.local = self.hyper.local_softmax and task.train.labels.min() >= self.known
-        self.raw.grow(len(task.classes), self.seed_init, self.local, self.backbone.device)
+        if task.classes:
+            self.raw.grow(len(task.classes), self.seed_init, self.local, self.backbone.device)
 
     def optimiser(self, task: Task):
         import torch

@@ -20,7 +20,7 @@ from cilkit.learners.memory import Memory, herd
 if TYPE_CHECKING:
     import torch
 
-    from cilkit.data import Stream, Task
+    from cilkit.data import ImageSet, Stream, Task
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class ICaRLHyper:
     distillation: float = 1.0  # weight lambda of the distillation term
     per_class: int = 20  # exemplars kept a class
     total: int = 0  # if > 0: K exemplars in all, ceil(K / seen) a class. iCaRL: 2000
-    recipe: str = "digits"
+    recipe: str = "digits"  # iCaRL: "icarl_cifar"
+    image_size: int = 0  # pixels on a side, for recipes that resize; 0: the backbone's own
     norm_statistics: str = "batch"  # as the paper: exemplars put every class into the batches
 
     def __post_init__(self) -> None:
@@ -84,12 +85,9 @@ class ICaRL(Learner):
         optimiser = torch.optim.SGD(groups, momentum=h.momentum, weight_decay=h.weight_decay)
         return optimiser, torch.optim.lr_scheduler.MultiStepLR(optimiser, list(h.milestones), gamma=0.2)
 
-    def training_set(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
-        images, labels = super().training_set(task)
-        if not len(self.memory):
-            return images, labels
-        kept, kept_labels = self.memory.arrays()
-        return np.concatenate([images, kept]), np.concatenate([labels, kept_labels])
+    def training_set(self, task: Task) -> ImageSet:
+        new, kept = task.train, self.memory.of(task.train)
+        return new.at(np.append(new.index, kept.index), np.append(new.labels, kept.labels))
 
     # ------------------------------------------------------------ loss
 
@@ -144,15 +142,15 @@ class ICaRL(Learner):
         self.memory.shrink(self.seen)
         means = []
         if len(self.memory):
-            kept, labels = self.memory.arrays()
+            kept = self.memory.of(task.train)
             features = unit(self.features(kept, "statistics"))
-            means = [features[labels == label].mean(0) for label in range(self.known)]
-        new = task.train.of_classes(task.classes)
-        features = unit(self.features(new.images(), "statistics"))  # (n, dim), test transform
+            means = [features[kept.labels == label].mean(0) for label in range(self.known)]
+        new = task.fresh
+        features = unit(self.features(new, "statistics"))  # (n, dim), test transform
         for label in task.classes:
             rows = np.flatnonzero(new.labels == label)
             rows = rows[herd(features[rows], self.memory.room(self.seen))]
-            self.memory.add(new.images(rows))
+            self.memory.add(new.select(rows))
             means.append(features[rows].mean(0))
         self.means = unit(np.stack(means))
 
@@ -170,16 +168,14 @@ class ICaRL(Learner):
     def state(self) -> dict[str, torch.Tensor]:
         import torch
 
-        images, labels = self.memory.arrays()
-        kept = {"memory.images": images, "memory.labels": labels, "means": self.means}
+        kept = {f"memory.{name}": value for name, value in self.memory.state().items()} | {"means": self.means}
         heads = {f"raw.{name}": value for name, value in self.raw.state_dict().items()}
         return super().state() | heads | {name: torch.from_numpy(value) for name, value in kept.items()}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
         super().load(state)
         self.raw.set_state(part(state, "raw."), self.backbone.device)
-        images, labels = state["memory.images"].numpy(), state["memory.labels"].numpy()
-        self.memory.images = [images[labels == label] for label in range(self.seen)]
+        self.memory.load({name: value.numpy() for name, value in part(state, "memory.").items()})
         self.means = state["means"].numpy()
 
     def replayed(self, stream: Stream) -> list[int]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from cilkit.data import ImageSet
 
 
 def herd(features: np.ndarray, count: int) -> np.ndarray:
@@ -31,31 +35,43 @@ def herd(features: np.ndarray, count: int) -> np.ndarray:
 
 
 class Memory:
-    """Exemplars by class: images uint8 (m, h, w, 3) in herding order, so that shrinking is truncation."""
+    """Exemplars by class, in herding order, so that shrinking is truncation.
+
+    What is kept of an image is its place in the training set (`ImageSet.index`): its pixels are read again when they
+    are replayed, and count as stored bytes all the same.
+    """
 
     def __init__(self, per_class: int, total: int) -> None:
         self.per_class, self.total = per_class, total
-        self.images: list[np.ndarray] = []
+        self.rows: list[np.ndarray] = []  # a class: int64 (m, 2), place in the training set and bytes of the pixels
 
     def __len__(self) -> int:
-        return sum(len(images) for images in self.images)
+        return sum(len(rows) for rows in self.rows)
 
     def room(self, seen: int) -> int:
         """Exemplars a class once `seen` classes are known: fixed a class, or m = ceil(K / seen) of a total of K."""
         return math.ceil(self.total / seen) if self.total else self.per_class
 
     def shrink(self, seen: int) -> None:
-        self.images = [images[: self.room(seen)] for images in self.images]
+        self.rows = [rows[: self.room(seen)] for rows in self.rows]
 
-    def add(self, images: np.ndarray) -> None:
+    def add(self, images: ImageSet) -> None:
         """The next class's exemplars, best first."""
-        self.images.append(images)
+        self.rows.append(np.stack([images.index, images.sizes.astype(np.int64).prod(1) * 3], axis=1))
 
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """All exemplars (n, h, w, 3) and their labels (n,), class after class."""
-        labels = np.repeat(np.arange(len(self.images)), [len(images) for images in self.images])
-        return np.concatenate(self.images), labels.astype(np.int64)
+    def of(self, images: ImageSet) -> ImageSet:
+        """All exemplars, class after class, as images of the set that they were chosen from."""
+        labels = np.repeat(np.arange(len(self.rows)), [len(rows) for rows in self.rows])
+        places = np.concatenate([rows[:, 0] for rows in self.rows]) if self.rows else np.zeros(0)
+        return images.at(places.astype(np.int64), labels.astype(np.int64))
 
     @property
     def bytes(self) -> int:
-        return sum(images.nbytes for images in self.images)
+        return int(sum(rows[:, 1].sum() for rows in self.rows))
+
+    def state(self) -> dict[str, np.ndarray]:
+        counts = np.array([len(rows) for rows in self.rows], np.int64)
+        return {"counts": counts, "rows": np.concatenate([np.zeros((0, 2), np.int64), *self.rows])}
+
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        self.rows = np.split(state["rows"], np.cumsum(state["counts"])[:-1]) if len(state["counts"]) else []

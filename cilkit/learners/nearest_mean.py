@@ -19,9 +19,14 @@ if TYPE_CHECKING:
     from cilkit.data import Stream, Task
 
 
+CHUNK = 20_000  # images whose features are held at a time
+
+
 @dataclass(frozen=True)
 class NearestMeanHyper:
     distance: str = "euclidean"  # or "cosine", as SimpleCIL
+    recipe: str = "none"  # of the test images, which is what class means are taken from as well
+    image_size: int = 0
 
     def __post_init__(self) -> None:
         if self.distance not in ("euclidean", "cosine"):
@@ -31,17 +36,29 @@ class NearestMeanHyper:
 class NearestMean(Learner):
     default_head = "means"
     Hyper = NearestMeanHyper
+    protocols = ("class", "domain")
     frozen = True
 
     def build(self) -> None:
         self.backbone.requires_grad_(False)
-        self.means = np.zeros((0, self.backbone.dim), np.float32)
+        self.sums = np.zeros((0, self.backbone.dim))  # of features, by class
+        self.counts = np.zeros(0, np.int64)
 
     def end_task(self, task: Task) -> None:
-        chosen = task.train.of_classes(task.classes)
-        features = self.features(chosen.images(), "statistics").astype(np.float64)  # (n, dim)
-        new = [features[chosen.labels == label].mean(0) for label in task.classes]
-        self.means = np.vstack([self.means, np.stack(new)]).astype(np.float32)
+        """Sums, not means, are kept: a class that comes back in another domain is averaged over both."""
+        self.sums = np.vstack([self.sums, np.zeros((len(task.classes), self.backbone.dim))])
+        self.counts = np.append(self.counts, np.zeros(len(task.classes), np.int64))
+        for start in range(0, len(task.fresh), CHUNK):
+            some = task.fresh.select(slice(start, start + CHUNK))
+            features = self.features(some, "statistics").astype(np.float64)  # (n, dim)
+            for label in np.unique(some.labels):
+                self.sums[label] += features[some.labels == label].sum(0)
+                self.counts[label] += np.count_nonzero(some.labels == label)
+
+    @property
+    def means(self) -> np.ndarray:
+        """float32 (seen, dim)."""
+        return (self.sums / self.counts[:, None]).astype(np.float32)
 
     def heads(self):
         import torch
@@ -52,11 +69,11 @@ class NearestMean(Learner):
     def state(self) -> dict[str, torch.Tensor]:
         import torch
 
-        return super().state() | {"means": torch.from_numpy(self.means)}
+        return super().state() | {"sums": torch.from_numpy(self.sums), "counts": torch.from_numpy(self.counts)}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
         super().load(state)
-        self.means = state["means"].numpy()
+        self.sums, self.counts = state["sums"].numpy(), state["counts"].numpy()
 
     def declared(self, stream: Stream) -> dict[str, int]:
         """Each new class's training images once, each test image once."""

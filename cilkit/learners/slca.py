@@ -39,6 +39,7 @@ class SLCA(SlowLearner):
 
     default_head = "aligned"
     Hyper = SLCAHyper
+    protocols = ("class",)
 
     def build(self) -> None:
         from cilkit.learners.statistics import ClassStatistics
@@ -48,8 +49,8 @@ class SLCA(SlowLearner):
         self._factors: dict[int, np.ndarray] = {}  # Cholesky factors by class; statistics never change
 
     def end_task(self, task: Task) -> None:
-        new = task.train.of_classes(task.classes)
-        features = self.features(new.images(), "statistics")  # (n, dim), test transform, eval mode
+        new = task.fresh
+        features = self.features(new, "statistics")  # (n, dim), test transform, eval mode
         for label in task.classes:
             self.statistics.add(features[new.labels == label], new.class_names[label])
 

@@ -55,7 +55,7 @@ class SyntheticReplay:
         super().begin_task(task)
         if self.replays and self.known:
             self._rows = rows_by_class(self.synthetic, task.train.class_names[: self.known])
-            self.shown_bytes = sum(self.synthetic.images(rows).nbytes for rows in self._rows)
+            self.shown_bytes = int(self.synthetic.sizes[np.concatenate(self._rows)].astype(np.int64).prod(1).sum() * 3)
 
     def batches(self, task: Task, epoch: int) -> Iterator[Batch]:
         """The learner's own batches, each with synthetic images beside it from the second task on."""
@@ -67,7 +67,7 @@ class SyntheticReplay:
         augmented = self.augmenter(task, epoch, "synthetic augmentation")
         for batch in real:
             rows, labels = draw(self._rows, companions(len(batch.labels), self.hyper.ratio), random)
-            yield replace(batch, extra=augmented(self.synthetic.images(rows), labels))
+            yield replace(batch, extra=augmented(self.synthetic.read(rows), labels))
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One student pass over real and synthetic images together; the terms by name."""

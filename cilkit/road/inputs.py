@@ -92,6 +92,23 @@ def threads_set_to(count: int):
         torch.set_num_threads(before)
 
 
+def device_of(name: str):
+    """The torch device of "auto" (a GPU where there is one), "cpu", "cuda" …; UserError for one that is not there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device {name!r} is unknown; take 'auto', 'cpu', 'cuda' or 'cuda:0'") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} GPUs; take 'auto' or 'cpu'"
+        )
+    return device
+
+
 def _notebook_of(path: Path) -> str:
     """The notebook whose parameters a file in `params/<notebook>/` or `params/<notebook>/small/` holds."""
     folder = path.parent.parent if path.parent.name == "small" else path.parent

@@ -8,23 +8,45 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cilkit import architectures, artifacts
-from cilkit.artifacts import Artifact
+from cilkit import artifacts
 from cilkit.errors import UserError
 from cilkit.progress import Progress
-from cilkit.road.inputs import threads_set_to, upstream, verb_of
-from cilkit.road.pretraining import Pretrained
+from cilkit.road.inputs import device_of, threads_set_to, upstream, verb_of
+from cilkit.road.weights import Weights
 
 # Parts of the keys: raise one when the same parameters come to mean another payload.
-RUN_VERSION, PROBE_VERSION, REFERENCE_VERSION = 1, 1, 1
+RUN_VERSION, PROBE_VERSION, REFERENCE_VERSION = 2, 1, 1
 
 
-def stream(benchmark: str = "digits_photo", order_seed: int | None = 1993, increment: int | Sequence[int] = 2):
-    """A benchmark cut into tasks: class order by seed (the papers' 1993, 1996, 1997 …), `increment` classes a task."""
+def stream(
+    benchmark: str = "digits_photo",
+    order_seed: int | None = 1993,
+    increment: int | Sequence[int] = 2,
+    base: int = 0,
+    protocol: str = "class",
+    order: Sequence[int | str] = (),
+    validation: float = 0.0,
+    benchmark_options: dict | None = None,
+):
+    """A benchmark cut into tasks: order by seed (the papers' 1993, 1996, 1997 …), `increment` classes a task.
+
+    benchmark:         a name of `cilkit.data.catalogue`, "folder:PATH", or "hf:owner/name".
+    base:              classes of the first task, where it is larger (B50: 50); 0: as the others.
+    protocol:          "class", or "domain" for benchmarks with domains (then `increment` says nothing).
+    order:             classes (or domains) in an order of your own, by name or place, in place of the seed's.
+    validation:        a share of each class's training images to test on, in place of the test images: for choosing
+                       hyper-parameters. 0: the test images.
+    benchmark_options: where and how the images are read, see `cilkit.data.benchmarks.load`: root, keep, partial …
+    """
     from cilkit.data import benchmarks
-    from cilkit.data.streams import Stream
+    from cilkit.data.streams import Stream, increments_of
 
-    return Stream(benchmarks.load(benchmark), order_seed=order_seed, increments=increment)
+    loaded = benchmarks.load(benchmark, **(benchmark_options or {}))
+    if protocol == "class":
+        increment = increments_of(len(loaded.class_names), increment, base)
+    listed = tuple(order) or None
+    made = Stream(loaded, order_seed, increment, protocol=protocol, order_list=listed)
+    return made.validation(validation) if validation else made
 
 
 def run(
@@ -37,20 +59,24 @@ def run(
     seed_data: int = 0,
     images: Any = None,
     threads: int = 1,
+    keep: Sequence[str] = (),
+    device: str = "auto",
     **hyper: Any,
 ):
     """Learn a stream with a learner; a `Run` (accuracy matrix, outputs, features on disk) with `.artifact`.
 
     learner:  a name in `cilkit.learners`, or a `Learner` class of your own (its source text is part of the identity).
     backbone: "none" (random weights of `arch`, drawn from `seed_init`), a `Pretrained`, a 03 parameter file, an
-              artifact, a folder, or a timm name.
+              artifact, a folder, a .safetensors file (with `arch`), a preset or a timm name with its weight tag.
     images:   synthetic images for learners that replay them (an image set, a 02 parameter file, an artifact).
+    keep:     of "logits", "features", "backbone", what is kept even where the run then passes 200 MB.
+    device:   "cpu", "cuda", "cuda:1" …; "auto": the GPU where there is one. No part of the identity.
     hyper:    the learner's own parameters; an unknown name stops before anything is computed.
     """
     from cilkit import learners
     from cilkit.runs import Run
 
-    weights = _Weights(backbone, arch, model_args, seed_init)
+    weights = Weights(backbone, arch, model_args, seed_init)
     inputs = {"benchmark": stream.benchmark.artifact, **weights.inputs}
     if images is not None:
         images = upstream(images, "images")
@@ -65,16 +91,23 @@ def run(
         "seed_init": seed_init,
         "seed_data": seed_data,
         "threads": threads,
+        "keep": sorted(keep),
     }
 
     def make(work: artifacts.Work) -> None:
         from cilkit import incremental
+        from cilkit.phases import Phases
 
         with threads_set_to(threads):
             extra = {} if images is None else {"images": images}
-            made = learners.create(learner, weights.load(), seed_init=seed_init, seed_data=seed_data, **extra, **hyper)
+            network = weights.load().to(device_of(device))
+            made = learners.create(learner, network, seed_init=seed_init, seed_data=seed_data, **extra, **hyper)
             progress = Progress(f"{name} on {stream.benchmark.name}, order {stream.order_seed}")
-            incremental.run_stream(made, stream, work.path, scratch=work.scratch, on_moment=progress)
+            phases = Phases(str(network.device))
+            incremental.run_stream(
+                made, stream, work.path, scratch=work.scratch, keep=keep, on_moment=progress, phases=phases
+            )
+            work.measure(phases=phases.table(), device=str(network.device))
 
     return Run(artifacts.obtain("run", RUN_VERSION, identity, inputs, make))
 
@@ -94,6 +127,13 @@ def learn(
     seed_init: int = 0,
     seed_data: int = 0,
     threads: int = 1,
+    keep: Sequence[str] = (),
+    device: str = "auto",
+    base: int = 0,
+    protocol: str = "class",
+    order: Sequence[int | str] = (),
+    validation: float = 0.0,
+    benchmark_options: dict | None = None,
     **hyper: Any,
 ) -> dict[str, Any]:
     """Several learners on one stream from one backbone: name -> `Run`. The verb of notebook 04 and its parameter files.
@@ -115,8 +155,9 @@ def learn(
     def taken_by(name: str) -> dict[str, Any]:
         return {key: value for key, value in hyper.items() if key in declared[name]} | (own or {}).get(name, {})
 
-    on = stream(benchmark, order_seed, increment)
+    on = stream(benchmark, order_seed, increment, base, protocol, order, validation, benchmark_options)
     shared = {"backbone": backbone, "arch": arch, "model_args": model_args, "threads": threads}
+    shared |= {"keep": keep, "device": device}
     shared |= {"seed_init": seed_init, "seed_data": seed_data}
     runs = {name: run(name, on, **shared, **taken_by(name)) for name in learners}
     if joint_learner and joint_epochs:
@@ -133,17 +174,22 @@ def compare(
     benchmark: str = "digits_photo",
     order_seed: int | None = 1993,
     increment: int | Sequence[int] = 2,
+    base: int = 0,
+    protocol: str = "class",
+    order: Sequence[int | str] = (),
+    validation: float = 0.0,
+    benchmark_options: dict | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """One learner in several arms on one stream: arm -> `Run`. The verb of notebook 05 and its parameter files.
 
     arms: what distinguishes them, e.g. {"none": {"replay_weight": 0.0}, "replay": {"replay_weight": 1.0}}.
     """
-    on = stream(benchmark, order_seed, increment)
+    on = stream(benchmark, order_seed, increment, base, protocol, order, validation, benchmark_options)
     return {arm: run(learner, on, images=images, **(settings | changes)) for arm, changes in arms.items()}
 
 
-def probe(outcome, stream, threads: int = 1) -> dict:
+def probe(outcome, stream, threads: int = 1, device: str = "auto") -> dict:
     """What the final backbone of a run still knows: linear probe, nearest class mean and LDA on all training images.
 
     An artifact of its own with its own count of forwarded images, so that the diagnosis costs the run nothing.
@@ -153,12 +199,18 @@ def probe(outcome, stream, threads: int = 1) -> dict:
     def make(work: artifacts.Work) -> None:
         from cilkit import analysis, backbones
 
+        last = outcome.outputs(outcome.n_tasks - 1)
+        kept = outcome.artifact.path / "backbone"
+        if last.features is None or not kept.is_dir():
+            raise UserError(
+                f"{outcome.artifact.name} kept no features or no backbone (200 MB were not enough); "
+                "run it again with keep=['features', 'backbone']"
+            )
         train = stream.train
         with threads_set_to(threads):
-            network = backbones.load(outcome.artifact.path / "backbone")
-            features = backbones.extract(network, train.images(), "probe")  # (n, dim)
-        last = outcome.outputs(outcome.n_tasks - 1)
-        scores = analysis.probe_scores(features, train.labels, last.features, last.labels)
+            network = backbones.load(kept).to(device_of(device))
+            seen = _features(network, train, outcome.settings["hyper"])  # (n, dim)
+        scores = analysis.probe_scores(seen, train.labels, last.features, last.labels)
         artifacts.write_json(work.path / "probe.json", {"scores": scores, "forwarded": {"probe": len(train)}})
 
     inputs = {"run": outcome.artifact, "benchmark": stream.benchmark.artifact}
@@ -167,26 +219,36 @@ def probe(outcome, stream, threads: int = 1) -> dict:
 
 
 def reference(
-    stream, backbone: Any = "", arch: str = "small_resnet", model_args: dict | None = None, threads: int = 1
+    stream,
+    backbone: Any = "",
+    arch: str = "small_resnet",
+    model_args: dict | None = None,
+    threads: int = 1,
+    recipe: str = "none",
+    image_size: int = 0,
+    device: str = "auto",
 ) -> dict:
     """The reference rows, classifiers trained on all classes at once: {classifier: accuracy in percent}.
 
-    On raw pixels (`backbone=""`), or on the frozen features of a backbone.
+    On raw pixels (`backbone=""`), or on the frozen features of a backbone behind a recipe's test transform.
     """
-    weights = _Weights(backbone, arch, model_args, seed_init=0) if backbone else None
+    weights = Weights(backbone, arch, model_args) if backbone else None
     inputs = {"benchmark": stream.benchmark.artifact, **(weights.inputs if weights else {})}
     identity = {"threads": threads, **(weights.identity if weights else {"backbone": "pixels"})}
+    if recipe != "none":
+        identity |= {"recipe": recipe, "image_size": image_size}
 
     def make(work: artifacts.Work) -> None:
-        from cilkit import analysis, backbones
+        from cilkit import analysis
 
         train, test = stream.benchmark.train, stream.benchmark.test
         with threads_set_to(threads):
             if weights is None:
                 seen = [part.images().reshape(len(part), -1) / 255 for part in (train, test)]  # (n, pixels)
             else:
-                network = weights.load()
-                seen = [backbones.extract(network, part.images(), "probe") for part in (train, test)]  # (n, dim)
+                network = weights.load().to(device_of(device))
+                settings = {"recipe": recipe, "image_size": image_size}
+                seen = [_features(network, part, settings) for part in (train, test)]  # (n, dim)
         scores = analysis.probe_scores(seen[0], train.labels, seen[1], test.labels, linear=weights is not None)
         artifacts.write_json(work.path / "reference.json", scores)
 
@@ -194,30 +256,13 @@ def reference(
     return json.loads(artifact.file("reference.json").read_text())
 
 
-class _Weights:
-    """Where a network's first weights come from: an artifact (an input), a name, or a seed (both identity)."""
+def _features(network, images, settings: dict):
+    """float32 (n, dim) behind the test transform of the recipe that the settings name."""
+    from cilkit import backbones
+    from cilkit.data import transforms
 
-    def __init__(self, backbone: Any, arch: str, model_args: dict | None, seed_init: int) -> None:
-        by_name = isinstance(backbone, str) and not backbone.endswith((".yaml", ".yml"))
-        self.source = backbone if by_name and not backbone.startswith("backbone/") else upstream(backbone, "backbone")
-        self.arch, self.model_args = architectures.resolve(arch, model_args)
-        self.seed = seed_init
-        self.inputs: dict[str, Artifact] = {}
-        self.identity: dict[str, Any] = {"backbone": self.source}
-        if isinstance(self.source, Pretrained):
-            self.inputs = {"backbone": self.source.artifact}
-            self.identity = {"backbone": "pretrained"}
-        elif self.source == "none":
-            self.identity |= {"arch": self.arch, "model_args": self.model_args, "weights_seed": seed_init}
-
-    def load(self):
-        from cilkit import backbones
-
-        if isinstance(self.source, Pretrained):
-            return self.source.load()
-        if self.source == "none":
-            return backbones.create(self.arch, seed=self.seed, model_args=self.model_args)
-        return backbones.load(self.source)
+    recipe = transforms.recipe(settings.get("recipe", "none"), network.input, settings.get("image_size", 0))
+    return backbones.extract(network, images, "probe", recipe)
 
 
 def _source_digest(learner: type) -> str:

@@ -10,7 +10,7 @@ from cilkit import architectures, artifacts
 from cilkit.artifacts import Artifact
 from cilkit.errors import UserError
 from cilkit.progress import Progress
-from cilkit.road.inputs import input_of, opener_of, threads_set_to, upstream, verb_of
+from cilkit.road.inputs import device_of, input_of, opener_of, threads_set_to, upstream, verb_of
 
 VERSION = 1  # part of the key: raise it when the same parameters come to mean another payload
 
@@ -47,10 +47,12 @@ def pretrain(
     weight_decay: float = 0.05,
     label_smoothing: float = 0.1,
     recipe: str = "pretrain",
+    image_size: int = 0,
     held_out: float = 0.1,
     seed_init: int = 0,
     seed_data: int = 0,
     threads: int = 1,
+    device: str = "auto",
 ) -> Pretrained:
     """Supervised pre-training on a (synthetic) image set; the head is thrown away (Premonition, stage 3).
 
@@ -58,7 +60,9 @@ def pretrain(
     without_classes_of: a benchmark whose own class names are left out of the images first, "" keeps all.
     leave_out:          further concepts to leave out, by name.
     shuffle_labels:     control arm: the same images with permuted labels.
+    recipe, image_size: transforms and, for recipes that resize, pixels on a side (0: the architecture's own).
     threads:            CPU threads of the training; part of the identity, because sums depend on it.
+    device:             "cpu", "cuda" …, "auto": the GPU where there is one. No part of the identity.
     """
     from cilkit import realms
 
@@ -88,6 +92,7 @@ def pretrain(
         "weight_decay": weight_decay,
         "label_smoothing": label_smoothing,
         "recipe": recipe,
+        "image_size": image_size,
         "held_out": held_out,
         "seed_init": seed_init,
         "seed_data": seed_data,
@@ -100,7 +105,9 @@ def pretrain(
         chosen = images.keep_classes(keep)
         with threads_set_to(threads):
             progress = Progress(f"pre-training on {len(keep)} classes")
-            backbone, report = pretraining.pretrain(chosen, **recipe_of_training, scratch=work.scratch, log=progress)
+            backbone, report = pretraining.pretrain(
+                chosen, **recipe_of_training, device=device_of(device), scratch=work.scratch, log=progress
+            )
         backbones.save(backbone, work.path, {"classes": len(keep), "images": len(chosen)})
         artifacts.write_json(work.path / "report.json", {**report, "classes": keep, "images": len(chosen)})
 
