@@ -70,20 +70,21 @@ def test_room_is_fixed_a_class_or_a_share_of_the_total():
 
 def test_exemplars_are_real_images_of_old_classes_in_herding_order(stream):
     learner = learn(create(total=10), stream)  # 5, 3, 2 a class
-    assert [len(images) for images in learner.memory.images] == [2] * 6
+    assert [len(rows) for rows in learner.memory.rows] == [2] * 6
     first = create(total=10)
     list(first.learn(stream[0]))
+    kept, before = learner.memory.of(stream.train), first.memory.of(stream.train)
     for label in (0, 1):
-        assert np.array_equal(learner.memory.images[label], first.memory.images[label][:2])
-        real = stream.train.of_classes([label]).images()
-        assert all(any(np.array_equal(image, one) for one in real) for image in learner.memory.images[label])
+        assert np.array_equal(kept.of_classes([label]).images(), before.of_classes([label]).images()[:2])
+    for image, label in zip(kept.images(), kept.labels, strict=True):
+        assert any(np.array_equal(image, one) for one in stream.train.of_classes([label]).images())
     assert learner.stored_bytes() == {"exemplars": 12 * 16 * 16 * 3}
 
 
 def test_the_training_set_is_the_task_and_the_exemplars(stream):
     learner = learn(create(), stream[:1])
-    images, labels = learner.training_set(stream[1])
-    assert len(images) == 16 + 6 and np.bincount(labels).tolist() == [3, 3, 8, 8]
+    images = learner.training_set(stream[1])
+    assert len(images) == 16 + 6 and np.bincount(images.labels).tolist() == [3, 3, 8, 8]
 
 
 def start_second_task(stream, **hyper):
@@ -132,8 +133,9 @@ def test_nme_is_the_nearest_mean_of_unit_exemplar_features(stream):
     learner = learn(create(), stream)
     outputs = learner.predict(stream.test_after(stream[2]))
     means = []
-    for images in learner.memory.images:
-        mean = unit(learner.features(images, "probe")).mean(0)
+    exemplars = learner.memory.of(stream.train)
+    for label in range(6):
+        mean = unit(learner.features(exemplars.of_classes([label]), "probe")).mean(0)
         means.append(mean / np.linalg.norm(mean))
     distance = ((unit(outputs.features)[:, None] - np.stack(means)) ** 2).sum(2)
     assert np.array_equal(outputs.predictions("nme"), distance.argmin(1))

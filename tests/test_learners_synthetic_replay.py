@@ -104,7 +104,7 @@ def test_exemplars_and_means_know_nothing_of_synthetic_images(stream):
     learner = create()
     learn(learner, stream)
     real = {image.tobytes() for image in stream.train.images()}
-    assert all(image.tobytes() in real for images in learner.memory.images for image in images)
+    assert all(image.tobytes() in real for image in learner.memory.of(stream.train).images())
     assert learner.stored_bytes() == {"exemplars": 18 * 768, "synthetic images": 4 * 8 * 768}
 
 

@@ -229,7 +229,7 @@ class Learner:
             self.bank.fill(key, array)
         self.found = {"statistics", "test"}
 
-    def features(self, images: ImageSet, kind: str) -> np.ndarray:
+    def features(self, images: ImageSet | np.ndarray, kind: str) -> np.ndarray:
         """Features float32 (n, dim) in eval mode, without augmentation or gradients; never twice where the backbone is
         frozen and the features of these images are at hand."""
         from cilkit.backbones import extract
@@ -237,7 +237,7 @@ class Learner:
         def forward(some: ImageSet) -> np.ndarray:
             return extract(self.backbone, some, kind, self.recipe)
 
-        if not self.frozen:
+        if not self.frozen or isinstance(images, np.ndarray):
             return forward(images)
         return self.bank.of(images, forward, keep=kind == "test")  # training images are asked for once
 
