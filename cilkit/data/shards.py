@@ -1,17 +1,22 @@
-"""An image set on disk, painted or photographed: tar shards of PNGs beside a Parquet manifest, and ONE reader for both.
+"""An image set on disk, painted or photographed: shards beside a Parquet manifest, and ONE reader for all of them.
 
-    folder/00000.tar 00001.tar …     `tar xf` gives a browsable folder <class_id>/<image_id>.png
+    folder/00000.tar 00001.tar …     encoded images; `tar xf` gives a browsable folder <class_id>/<image_id>.png
+    folder/00000.rgb 00001.rgb …     or decoded ones: uint8 pixels (h, w, 3), one image after the other, nothing else
     folder/manifest.parquet          one row an image: image_id, shard, offset, size, sha256, width, height, class_name,
                                      class_id, and whatever its maker adds (prompt, seed, generator_digest, …)
 
-Offsets make every image reachable without the tar's own index; finished shards survive an interruption.
+Offsets make every image reachable without the tar's own index; finished shards survive an interruption. Opening reads
+the few columns that locate images, so that a set of a million images opens in a second.
 """
 
 import hashlib
 import io
+import mmap
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,14 +25,18 @@ import numpy as np
 from PIL import Image
 
 from cilkit import artifacts
+from cilkit.data.decoding import decode
 from cilkit.data.imagesets import ImageSet, Source, number
 from cilkit.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 MANIFEST = "manifest.parquet"
 COLUMNS = ("image_id", "shard", "offset", "size", "sha256", "width", "height", "class_name", "class_id")
+IN_MEMORY = 1 << 30  # bytes of pixels up to which an encoded set is decoded once and held
+MAPPED = 1 << 28  # bytes of mapped files that may be looked at before their pages are given back
 
 
 def open_set(folder, verify: bool = False, classes: Sequence[str] | None = None) -> ImageSet:
@@ -38,10 +47,12 @@ def open_set(folder, verify: bool = False, classes: Sequence[str] | None = None)
     Raises UserError for a missing manifest, a missing, truncated or altered shard, a class without images.
     """
     folder = Path(getattr(folder, "path", folder))
-    source = Shards(folder)
+    if not (folder / MANIFEST).exists():
+        raise UserError(f"{folder} holds no {MANIFEST}, so it is no finished image set; paint or build it first.")
+    source = Flat(folder) if next(folder.glob("*.rgb"), None) else Encoded(folder)
     source.check(verify)
-    classes = source.class_names if classes is None else classes
-    labels = number(source.codes, source.class_names, classes, f"the image set {folder.name}")
+    classes = source.class_names() if classes is None else classes
+    labels = number(source.codes, source.names, classes, f"the image set {folder.name}")
     keep = np.flatnonzero(labels >= 0)
     return ImageSet(source, keep, labels[keep], classes)
 
@@ -64,8 +75,8 @@ class ShardWriter:
         """Numbers of the shards that are written, with their rows."""
         if (self.folder / MANIFEST).exists():
             return {int(name[:-4]) for name in _read_parquet(self.folder / MANIFEST)["shard"].unique()}
-        rows = {int(path.name.split(".")[0]) for path in self.folder.glob("*.rows.parquet")}
-        return {number for number in rows if (self.folder / _shard_name(number)).exists()}
+        rows = [path.name.split(".")[0] for path in self.folder.glob("*.rows.parquet")]
+        return {int(name) for name in rows if any((self.folder / f"{name}.{kind}").exists() for kind in ("tar", "rgb"))}
 
     def add(self, image: np.ndarray, row: dict) -> None:
         """Add one image, uint8 (h, w, 3), to the first unfinished shard. `row` needs image_id, class_id, class_name."""
@@ -77,14 +88,14 @@ class ShardWriter:
         """Write the last shard and the manifest. Raises UserError when nothing was ever added."""
         if self._pending:
             self._flush()
-        if (self.folder / MANIFEST).exists():
-            return
         import pandas as pd
 
         paths = sorted(self.folder.glob("*.rows.parquet"))
-        if not paths:
-            raise UserError(f"image set {self.folder.name} has no images; add at least one before closing it.")
-        artifacts.write_parquet(self.folder / MANIFEST, pd.concat([_read_parquet(p) for p in paths], ignore_index=True))
+        if not (self.folder / MANIFEST).exists():
+            tables = [table for table in map(_read_parquet, paths) if len(table)]
+            if not tables:
+                raise UserError(f"image set {self.folder.name} has no images; add at least one before closing it.")
+            artifacts.write_parquet(self.folder / MANIFEST, pd.concat(tables, ignore_index=True))
         for path in paths:
             path.unlink()
 
@@ -95,23 +106,55 @@ class ShardWriter:
         self._pending = []
 
 
-def write_shard(folder, number: int, members: Sequence[tuple[bytes, dict]]) -> None:
-    """Write one whole shard: (PNG bytes, row) pairs in order, nothing else, decide its bytes. The rows come last."""
+def write_shard(folder, number: int, members: Iterable[tuple[bytes, dict]]) -> None:
+    """Write one whole tar shard: (encoded image, row) pairs in order, nothing else, decide its bytes; rows are last."""
+    folder, name, rows = Path(folder), f"{number:05d}.tar", []
+    with _whole(folder / name) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for data, row in members:
+            suffix = "jpg" if data[:2] == b"\xff\xd8" else "png" if data[:4] == b"\x89PNG" else "image"
+            info = tarfile.TarInfo(f"{row['class_id']:03d}/{row['image_id']}.{suffix}")  # mtime, uid and gid are 0
+            info.size = len(data)
+            offset = file.tell() + len(info.tobuf(tarfile.GNU_FORMAT))
+            tar.addfile(info, io.BytesIO(data))
+            rows.append(_located(row, name, offset, data))
+    _write_rows(folder, number, rows)
+
+
+def write_flat(folder, number: int, members: Iterable[tuple[np.ndarray, dict]]) -> None:
+    """Write one whole shard of decoded images: (uint8 (h, w, 3), row) pairs in order. The rows come last."""
+    folder, name, rows = Path(folder), f"{number:05d}.rgb", []
+    with _whole(folder / name) as file:
+        for pixels, row in members:
+            data = np.ascontiguousarray(pixels).data.cast("B")
+            rows.append(_located(row, name, file.tell(), data))
+            file.write(data)
+    _write_rows(folder, number, rows)
+
+
+def _located(row: dict, shard: str, offset: int, data) -> dict:
+    return {**row, "shard": shard, "offset": offset, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _write_rows(folder: Path, number: int, rows: list[dict]) -> None:
     import pandas as pd
 
-    folder, name, rows, buffer = Path(folder), _shard_name(number), [], io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for png, row in members:
-            info = tarfile.TarInfo(f"{row['class_id']:03d}/{row['image_id']}.png")  # mtime, uid and gid are 0
-            info.size = len(png)
-            offset = buffer.tell() + tarfile.BLOCKSIZE * _header_blocks(info)
-            tar.addfile(info, io.BytesIO(png))
-            sha = hashlib.sha256(png).hexdigest()
-            rows.append({**row, "shard": name, "offset": offset, "size": len(png), "sha256": sha})
     table = pd.DataFrame(rows)
-    order = [*COLUMNS, *(column for column in table.columns if column not in COLUMNS)]
-    artifacts.atomic_write(folder / name, buffer.getvalue())
+    order = [*COLUMNS, *(column for column in table.columns if column not in COLUMNS)] if rows else []
     artifacts.write_parquet(folder / f"{number:05d}.rows.parquet", table[order])
+
+
+@contextmanager
+def _whole(path: Path):
+    """A file open for writing, of any length, that appears under its name only when all of it is on the disk."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -124,21 +167,34 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 class Shards(Source):
-    """Pixels in the shards of one folder; the columns of the manifest are read when they are asked for."""
+    """The shards of one folder; a column of the manifest is read when it is asked for."""
 
     def __init__(self, folder: Path):
-        if not (folder / MANIFEST).exists():
-            raise UserError(f"{folder} holds no {MANIFEST}, so it is no finished image set; paint or build it first.")
         self.folder = folder
-        self._pixels: np.ndarray | list[np.ndarray] | None = None
-        self._shards, self._shard = self._names("shard")
-        self._offset, self._size = self._column("offset"), self._column("size")
-        self.sizes = np.stack([self._column("height"), self._column("width")], axis=1).astype(np.int32)
-        names, codes = self._names("class_name")
-        first = np.unique(codes, return_index=True)[1]
-        order = np.argsort(self._column("class_id")[first])  # of the names, by class_id
-        self.class_names = [names[code] for code in order]
-        self.codes = np.argsort(order)[codes]  # int64 (n,), indices into class_names
+        table = self.columns("shard", "offset", "size", "height", "width", "class_name", "class_id")
+        self._shards, self._shard = _coded(table["shard"])
+        self._offset, self._size = table["offset"].to_numpy(), table["size"].to_numpy()
+        self.sizes = np.stack([table["height"], table["width"]], axis=1).astype(np.int32)
+        self.names, self.codes = _coded(table["class_name"])  # codes: (n,), indices into names
+        self._class_id = table["class_id"].to_numpy()
+        self.streamed = bool(3 * self.sizes.prod(axis=1, dtype=np.int64).sum() > IN_MEMORY)
+
+    def columns(self, *names: str) -> "pa.Table":
+        """Columns of the manifest, one row an image."""
+        import pyarrow.parquet as pq
+
+        path = self.folder / MANIFEST
+        with _readable(path):
+            there = pq.read_schema(path).names
+        missing = [name for name in (*COLUMNS, *names) if name not in there]
+        if missing:
+            raise UserError(f"{path} lacks the column {missing[0]!r}; build the image set again.")
+        with _readable(path):
+            return pq.read_table(path, columns=list(names), read_dictionary=["shard", "class_name"])
+
+    def class_names(self) -> list[str]:
+        """The classes that occur, by class_id."""
+        return [self.names[code] for code in self.codes[np.unique(self._class_id, return_index=True)[1]]]
 
     @cached_property
     def manifest(self) -> "pd.DataFrame":
@@ -148,25 +204,15 @@ class Shards(Source):
     def key(self) -> str:
         return artifacts.sha256_of(self.folder / MANIFEST)  # which holds the sha256 of every image
 
-    def _column(self, name: str) -> np.ndarray:
-        if name not in self.manifest.columns:
-            raise UserError(f"{self.folder / MANIFEST} lacks the column {name!r}; build the image set again.")
-        return self.manifest[name].to_numpy()
-
-    def _names(self, column: str) -> tuple[list[str], np.ndarray]:
-        names, codes = np.unique(self._column(column).astype(str), return_inverse=True)
-        return names.tolist(), codes
+    @cached_property
+    def _ids(self) -> "pa.ChunkedArray":
+        return self.columns("image_id")["image_id"]
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        return self._column("image_id")[rows].astype(str)
-
-    def read(self, rows: np.ndarray, shortest: int = 0) -> np.ndarray | list[np.ndarray]:
-        if self._pixels is None:
-            images = [self._decoded(row) for row in range(len(self.sizes))]
-            self._pixels = np.stack(images) if self.uniform else images
-        return self._pixels[rows] if self.uniform else [self._pixels[row] for row in rows]
+        return self._ids.take(rows).to_numpy().astype(str)
 
     def check(self, verify: bool) -> None:
+        """Compare the sizes of the shards with the manifest; verify: and the hash of every image."""
         needed = np.zeros(len(self._shards), np.int64)
         np.maximum.at(needed, self._shard, self._offset + self._size)
         for name, size in zip(self._shards, needed.tolist(), strict=True):
@@ -179,42 +225,107 @@ class Shards(Source):
                     f"delete the folder {self.folder} and build it again."
                 )
         if verify:
-            for row, sha in enumerate(self._column("sha256")):
+            for row, sha in enumerate(self.columns("sha256")["sha256"].to_pylist()):
                 if hashlib.sha256(self._bytes(row)).hexdigest() != sha:
                     raise self._altered(row)
 
-    def _bytes(self, row: int) -> bytes:
-        with open(self.folder / self._shards[self._shard[row]], "rb") as file:
-            return os.pread(file.fileno(), int(self._size[row]), int(self._offset[row]))
+    def _path(self, row: int) -> Path:
+        return self.folder / self._shards[self._shard[row]]
 
-    def _decoded(self, row: int) -> np.ndarray:
-        try:
-            return np.asarray(Image.open(io.BytesIO(self._bytes(row))).convert("RGB"))
-        except OSError as error:
-            raise self._altered(row) from error
+    def _bytes(self, row: int):
+        raise NotImplementedError
 
     def _altered(self, row: int) -> UserError:
-        image_id, shard = self.ids(np.array([row]))[0], self._shards[self._shard[row]]
         return UserError(
-            f"image {image_id} in shard {self.folder / shard} is not the one that the manifest records; "
-            f"delete the folder {self.folder} and build it again."
+            f"image {self.ids(np.array([row]))[0]} in shard {self._path(row)} is not the one that the manifest "
+            f"records; delete the folder {self.folder} and build it again."
         )
 
 
-def _shard_name(number: int) -> str:
-    return f"{number:05d}.tar"
+class Encoded(Shards):
+    """Tar shards: images are decoded when they are read, or all of them once where they fit into memory."""
+
+    _held: np.ndarray | list[np.ndarray] | None = None
+
+    def read(self, rows: np.ndarray, shortest: int = 0) -> np.ndarray | list[np.ndarray]:
+        if self.streamed:
+            return self._decoded(rows, shortest)
+        if self._held is None:
+            self._held = self._decoded(np.arange(len(self.sizes)), 0)
+        return self._held[rows] if self.uniform else [self._held[row] for row in rows]
+
+    def _decoded(self, rows: np.ndarray, shortest: int) -> np.ndarray | list[np.ndarray]:
+        """Decoded by as many threads as there are cores. A set of one size keeps it: `shortest` is for mixed ones."""
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as crew:
+            images = crew.map(lambda row: self._decode(row, 0 if self.uniform else shortest), rows)
+            if not self.uniform:
+                return list(images)
+            pixels = np.empty((len(rows), *self.sizes[0], 3), np.uint8)
+            for place, image in enumerate(images):
+                pixels[place] = image
+            return pixels
+
+    def _decode(self, row: int, shortest: int) -> np.ndarray:
+        try:
+            return decode(self._bytes(row), "", shortest)
+        except UserError as error:
+            raise self._altered(row) from error
+
+    def _bytes(self, row: int) -> bytes:
+        with open(self._path(row), "rb", buffering=0) as file:
+            return os.pread(file.fileno(), int(self._size[row]), int(self._offset[row]))
 
 
-def _header_blocks(info: tarfile.TarInfo) -> int:
-    return len(info.tobuf(tarfile.GNU_FORMAT)) // tarfile.BLOCKSIZE
+class Flat(Shards):
+    """Decoded shards, mapped into memory: only the pages that are looked at are read from the disk."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self._maps: dict[int, mmap.mmap] = {}
+        self._looked_at = 0  # bytes handed out since the pages were last given back
+
+    def read(self, rows: np.ndarray, shortest: int = 0) -> np.ndarray | list[np.ndarray]:
+        self._looked_at += int(self._size[rows].sum())
+        if self._looked_at > MAPPED:  # pages stay cached by the system, but no longer count as this process's memory
+            self._looked_at = 0
+            for mapped in list(self._maps.values()):
+                mapped.madvise(mmap.MADV_DONTNEED)
+        if not self.uniform:
+            return [self._view(row) for row in rows]
+        pixels = np.empty((len(rows), *self.sizes[0], 3), np.uint8)
+        for place, row in enumerate(rows):
+            pixels[place] = self._view(row)
+        return pixels
+
+    def _view(self, row: int) -> np.ndarray:
+        return self._bytes(row).reshape(*self.sizes[row], 3)
+
+    def _bytes(self, row: int) -> np.ndarray:
+        shard = self._shard[row]
+        if shard not in self._maps:
+            with open(self._path(row), "rb") as file:
+                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(self._maps[shard], np.uint8, self._size[row], self._offset[row])
+
+
+def _coded(column: "pa.ChunkedArray") -> tuple[list[str], np.ndarray]:
+    """A column of texts as (distinct texts, int (n,) indices into them)."""
+    coded = column.combine_chunks()
+    return coded.dictionary.to_pylist(), coded.indices.to_numpy()
+
+
+@contextmanager
+def _readable(path: Path):
+    try:
+        yield
+    except Exception as error:  # pyarrow raises several unrelated classes for a damaged file
+        raise UserError(
+            f"{path} is not readable Parquet; delete the folder {path.parent} and build it again."
+        ) from error
 
 
 def _read_parquet(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
-    try:
+    with _readable(path):
         return pd.read_parquet(path)
-    except Exception as error:  # pyarrow raises several unrelated classes for a damaged file
-        raise UserError(
-            f"{path} is not readable Parquet; delete the folder {path.parent} and build it again."
-        ) from error
