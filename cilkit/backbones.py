@@ -248,7 +248,7 @@ def _load_folder(folder: Path) -> Backbone:
     except (ValueError, KeyError) as error:
         raise _damaged(folder, error) from error
     weights, digest = _read(folder / WEIGHTS)
-    backbone = create(arch, 0, card.get("model_args"))
+    backbone = create(arch, 0, _headless(card.get("model_args")))
     backbone.tag = f"{arch.partition('.')[0]}.{cfg['tag']}" if cfg.get("tag") else f"{arch}@{digest}"
     if card.get("fresh_norm"):
         backbone.renew_final_norm()
@@ -259,6 +259,10 @@ def _load_folder(folder: Path) -> Backbone:
 
         attachments.restore(backbone, card["attached"], _read(folder / ATTACHED)[0])
     return backbone
+
+
+def _headless(model_args: dict[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (model_args or {}).items() if name != "num_classes"}
 
 
 def _input_in(card: dict[str, Any], untrained: Input) -> Input:
@@ -317,7 +321,7 @@ def _load_named(name: str, model_args: dict[str, Any] | None = None) -> Backbone
     cfg = model.pretrained_cfg
     tag = ".".join(part for part in (cfg["architecture"], cfg.get("tag")) if part)
     stored = {} if timm.is_model(name) else getattr(model, "_model_args", {})  # of a hub's own configuration
-    stored = {key: value for key, value in stored.items() if key != "num_classes"} | (model_args or {})
+    stored = _headless(stored) | (model_args or {})
     backbone = Backbone(model, name if timm.is_model(name) else cfg["architecture"], stored, tag)
     backbone.input = _input_of(model, stored, trained=True)
     return backbone
