@@ -1,5 +1,5 @@
 # make report   install into .venv, run every notebook on the embedded default, write reports/site/index.html
-# make test     install, lint, unit tests, every notebook untouched under nbval
+# make test     install, lint, unit tests, every notebook untouched, and prepared with small files, under nbval
 # The rest:     lab  study  test-slow  lint  strip  lock  clean
 # INSTALLER=pip where uv cannot be used; PYTHON=... for another interpreter (3.11 to 3.13).
 
@@ -40,8 +40,9 @@ test-units: .venv/.ok
 test-notebooks: .venv/.ok
 	rm -rf "$(TEST_FOLDER)"
 	mkdir -p "$(TEST_FOLDER)"
-	$(if $(NOTEBOOKS),$(IN_TEST_FOLDER) $(BIN)/python -m pytest -p tests.dead_kernels -n 2 --dist loadfile \
-	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS),@echo "no notebooks yet")
+	$(BIN)/python -m tests.small_notebooks "$(TEST_FOLDER)/notebooks"
+	$(IN_TEST_FOLDER) $(BIN)/python -m pytest -p tests.dead_kernels -n 2 --dist loadfile \
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS) "$(TEST_FOLDER)/notebooks"
 
 test-slow: .venv/.ok
 	$(BIN)/python -m pytest tests -m slow

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cilkit import artifacts, backbones, outputs
+from cilkit import artifacts, backbones, lookahead, metrics, outputs
 from cilkit.errors import Stopped, UserError
 from cilkit.outputs import Outputs
 from cilkit.phases import Phases
@@ -40,6 +40,7 @@ def run_stream(
     scratch: Path | None = None,
     keep: Collection[str] = (),
     cap: int = outputs.CAP,
+    look_ahead: bool = False,
     on_moment: Callable[[Moment], None] | None = None,
     phases: Phases | None = None,
 ) -> Sequence[Outputs]:
@@ -48,8 +49,10 @@ def run_stream(
     scratch:   folder of the checkpoint; without it an interrupted run starts again.
     keep, cap: what of "logits", "features", "backbone" is kept in any case, and how many bytes may be kept without
                asking; see `cilkit.outputs.plan`.
+    look_ahead: also measure what the features make of each task before it is learnt (see `cilkit.lookahead`), at the
+               price of forward passes of the kind "probe".
     on_moment: called after every epoch.
-    phases:    measures the seconds and the peak memory of "train", "test" and "write".
+    phases:    measures the seconds and the peak memory of "train", "test", "write" and "look ahead".
     Raises UserError for a stream that the method is not defined for or a loss that is not finite, and Stopped when
     interrupted; what was finished is kept.
     """
@@ -58,13 +61,16 @@ def run_stream(
             f"learner {learner.name!r} is not defined for {stream.protocol}-incremental streams "
             f"(only {', '.join(learner.protocols)}); choose another learner or another protocol"
         )
-    record = _Record(learner, stream, folder, scratch, keep, cap, phases)
+    record = _Record(learner, stream, folder, scratch, keep, cap, look_ahead, phases)
     record.resume()
     for task in stream:
         if task.index < len(record.losses):
             continue
         try:
             losses = []
+            if look_ahead:
+                with record.phase("look ahead"):
+                    record.look_ahead(task)
             with record.phase("train"):
                 for moment in learner.learn(task):
                     losses.append(moment.losses)
@@ -99,17 +105,27 @@ class _OnDisk(Sequence):
 class _Record:
     """What a run has to show so far, in memory and on disk."""
 
-    def __init__(self, learner, stream, folder, scratch, keep, cap, phases) -> None:
+    def __init__(self, learner, stream, folder, scratch, keep, cap, look_ahead, phases) -> None:
         self.learner, self.stream = learner, stream
         self.folder = None if folder is None else Path(folder)
         self.scratch = None if scratch is None else Path(scratch)
         self.asked, self.cap, self.phases = keep, cap, phases
         self.losses: list[list[dict[str, float]]] = []  # task, epoch
         self.accuracy: dict[str, list[list[float]]] = {}  # head -> rows of the accuracy matrix, percent
+        self.ahead: dict[str, list[float]] | None = {"initial": [], "before": []} if look_ahead else None
         self.kept: list[Outputs] = []  # of a run that is written nowhere
 
     def phase(self, name: str):
         return nullcontext() if self.phases is None else self.phases(name)
+
+    def look_ahead(self, task: Task) -> None:
+        """Of every task but the first: before anything is learnt, and right before it is learnt itself."""
+        if task.index == 0:
+            self.ahead["initial"] = [
+                lookahead.knowable(self.learner, self.stream, i) for i in range(1, len(self.stream))
+            ]
+        else:
+            self.ahead["before"].append(lookahead.knowable(self.learner, self.stream, task.index))
 
     def outputs(self, task: Task, answers: Outputs, losses: list[dict[str, float]]) -> None:
         stream = self.stream
@@ -122,8 +138,8 @@ class _Record:
                     f"after task {task.index + 1} head {name!r} gives {logits.shape} logits, not all finite or not one "
                     f"for each of {task.seen} classes seen; lower lr and run again"
                 )
-            correct = logits.argmax(1) == answers.labels
-            self.accuracy.setdefault(name, []).append(_by_task(correct, tasks, len(stream)))
+            row = metrics.accuracy_by_task(logits.argmax(1), answers.labels, tasks, len(stream))
+            self.accuracy.setdefault(name, []).append(row.tolist())
         self.losses.append(losses)
         if self.folder is None:
             self.kept.append(answers)
@@ -149,7 +165,7 @@ class _Record:
             return
         from safetensors.torch import save
 
-        facts = json.dumps({"losses": self.losses, "accuracy": self.accuracy})
+        facts = json.dumps({"losses": self.losses, "accuracy": self.accuracy, "ahead": self.ahead})
         state = {name: value.detach().cpu().contiguous() for name, value in self.learner.state().items()}
         artifacts.atomic_write(self.scratch / CHECKPOINT, save(state, metadata={"facts": facts}))
         if self.phases is not None:
@@ -169,7 +185,7 @@ class _Record:
                 f"the checkpoint {self.scratch / CHECKPOINT} is damaged ({error}); delete it and run again"
             ) from error
         self.learner.load(state)
-        self.losses, self.accuracy = facts["losses"], facts["accuracy"]
+        self.losses, self.accuracy, self.ahead = facts["losses"], facts["accuracy"], facts["ahead"]
         if self.phases is not None and (self.scratch / PHASES).exists():
             self.phases.add(json.loads((self.scratch / PHASES).read_text()))
 
@@ -202,25 +218,20 @@ class _Record:
                 "bytes": sum(value.nbytes for value in weights),
             },
             "forwards": {
-                "declared": learner.declared(stream),
+                "declared": learner.declared(stream)
+                | ({lookahead.KIND: lookahead.declared(stream)} if self.ahead else {}),
                 "spent": dict(learner.backbone.forwarded),
                 "found": sorted(learner.found),
             },
             "stored_bytes": learner.stored_bytes(),
             "keep": {"logits": keep.logits, "features": keep.features, "backbone": keep.backbone},
             "losses": self.losses,
-        }
+        } | ({"look_ahead": self.ahead} if self.ahead else {})
         artifacts.write_json(self.folder / "run.json", settings)
 
 
 def _after(folder: Path, t: int) -> Path:
     return folder / f"after_{t:02d}"
-
-
-def _by_task(correct: np.ndarray, tasks: np.ndarray, n_tasks: int) -> list[float]:
-    """Percent correct of each task's images; NaN for a task without test images here."""
-    with np.errstate(invalid="ignore"):
-        return (100 * np.bincount(tasks, correct, n_tasks) / np.bincount(tasks, minlength=n_tasks)).tolist()
 
 
 def _csv(rows: list[list[float]]) -> str:

@@ -101,10 +101,31 @@ def test_what_passes_the_cap_is_left_out_unless_it_is_asked_for(stream, tmp_path
     whole = incremental.run_stream(create("slca"), stream, tmp_path / "whole")
     kept = [Run(tmp_path / name).settings["keep"] for name in ("whole", "small")]
     assert kept[0] == {"logits": True, "features": True, "backbone": True} and not all(kept[1].values())
-    assert Run(small).outputs(0).features is None and not (small / "backbone").exists()
+    assert not list(small.rglob("features.npy")) and not (small / "backbone").exists()
     assert Run(small).summary() == Run(tmp_path / "whole").summary()  # every figure all the same
-    incremental.run_stream(create("slca"), stream, tmp_path / "asked", cap=0, keep=("features",))
+    incremental.run_stream(create("slca"), stream, tmp_path / "asked", cap=0, keep=("features", "logits"))
     assert np.array_equal(Run(tmp_path / "asked").outputs(1).features, whole[1].features)
+
+
+@pytest.mark.parametrize("name", ["slca", "nearest_mean"])
+def test_looking_ahead_is_counted_resumed_and_changes_nothing_else(stream, tmp_path, name):
+    incremental.run_stream(create(name), stream, tmp_path / "plain")
+    learner = create(name)
+    incremental.run_stream(learner, stream, tmp_path / "ahead", look_ahead=True)
+    ahead = Run(tmp_path / "ahead").settings
+    assert Counter(ahead["forwards"]["declared"]) == learner.backbone.forwarded
+    assert learner.backbone.forwarded["probe"] == 2 * 4 * (8 + 5)  # 4 classes after the first task, train and test
+    assert [len(values) for values in ahead["look_ahead"].values()] == [2, 2]
+    assert Run(tmp_path / "ahead").accuracy.equals(Run(tmp_path / "plain").accuracy)
+    if name == "nearest_mean":  # a frozen backbone knows before what it knew in the beginning
+        assert ahead["look_ahead"]["before"] == ahead["look_ahead"]["initial"]
+    stopped = create(name)
+    stopped.predict = lambda images: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(Stopped):
+        incremental.run_stream(stopped, stream, tmp_path / "again", scratch=tmp_path / "scratch", look_ahead=True)
+    again = create(name)
+    incremental.run_stream(again, stream, tmp_path / "again", scratch=tmp_path / "scratch", look_ahead=True)
+    assert payload(tmp_path / "again") == payload(tmp_path / "ahead")
 
 
 def test_a_learner_is_not_let_into_a_stream_that_it_is_not_defined_for(tmp_path):

@@ -60,6 +60,7 @@ def run(
     images: Any = None,
     threads: int = 1,
     keep: Sequence[str] = (),
+    look_ahead: bool = False,
     device: str = "auto",
     **hyper: Any,
 ):
@@ -70,6 +71,8 @@ def run(
               artifact, a folder, a .safetensors file (with `arch`), a preset or a timm name with its weight tag.
     images:   synthetic images for learners that replay them (an image set, a 02 parameter file, an artifact).
     keep:     of "logits", "features", "backbone", what is kept even where the run then passes 200 MB.
+    look_ahead: also measure, at the price of forward passes, how well the features tell each task's classes apart
+              before it is learnt: forward transfer of the representation.
     device:   "cpu", "cuda", "cuda:1" …; "auto": the GPU where there is one. No part of the identity.
     hyper:    the learner's own parameters; an unknown name stops before anything is computed.
     """
@@ -92,6 +95,7 @@ def run(
         "seed_data": seed_data,
         "threads": threads,
         "keep": sorted(keep),
+        "look_ahead": look_ahead,
     }
 
     def make(work: artifacts.Work) -> None:
@@ -105,7 +109,14 @@ def run(
             progress = Progress(f"{name} on {stream.benchmark.name}, order {stream.order_seed}")
             phases = Phases(str(network.device))
             incremental.run_stream(
-                made, stream, work.path, scratch=work.scratch, keep=keep, on_moment=progress, phases=phases
+                made,
+                stream,
+                work.path,
+                scratch=work.scratch,
+                keep=keep,
+                look_ahead=look_ahead,
+                on_moment=progress,
+                phases=phases,
             )
             work.measure(phases=phases.table(), device=str(network.device))
 
@@ -128,6 +139,7 @@ def learn(
     seed_data: int = 0,
     threads: int = 1,
     keep: Sequence[str] = (),
+    look_ahead: bool = False,
     device: str = "auto",
     base: int = 0,
     protocol: str = "class",
@@ -157,7 +169,7 @@ def learn(
 
     on = stream(benchmark, order_seed, increment, base, protocol, order, validation, benchmark_options)
     shared = {"backbone": backbone, "arch": arch, "model_args": model_args, "threads": threads}
-    shared |= {"keep": keep, "device": device}
+    shared |= {"keep": keep, "look_ahead": look_ahead, "device": device}
     shared |= {"seed_init": seed_init, "seed_data": seed_data}
     runs = {name: run(name, on, **shared, **taken_by(name)) for name in learners}
     if joint_learner and joint_epochs:
