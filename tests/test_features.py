@@ -1,10 +1,14 @@
+import json
+
 import numpy as np
 import pytest
 from tiny import backbone, image_set
 
-from cilkit import backbones
-from cilkit.errors import UserError
+from cilkit import artifacts, backbones
+from cilkit.data import Benchmark, ImageSet, ShardWriter
+from cilkit.errors import Stopped, UserError
 from cilkit.features import FeatureBank
+from cilkit.road import features as road
 
 
 class Counting:
@@ -95,3 +99,79 @@ def test_the_bank_of_a_real_backbone_is_what_extract_gives_and_is_counted(images
         found = bank.of(images.of_classes(seen), forward)
     np.testing.assert_allclose(found, backbones.extract(made, images.images(), "probe"), atol=1e-5)
     assert dict(made.forwarded) == {"test": len(images), "probe": len(images)}
+
+
+# ---------------------------------------------------------------- kept for every run
+
+
+@pytest.fixture
+def benchmark(tmp_path, monkeypatch):
+    monkeypatch.setenv("CILKIT_ARTIFACTS", str(tmp_path / "artifacts"))
+
+    def make(work):
+        for seed, part in enumerate(("train", "test")):
+            some, writer = image_set(classes=3, per_class=9, seed=seed), ShardWriter(work.path / part)
+            for name, pixels, label in zip(some.ids, some.images(), some.labels, strict=True):
+                row = {"image_id": name, "class_id": int(label), "class_name": f"class {label}"}
+                writer.add(pixels, row)
+            writer.close()
+
+    artifact = artifacts.obtain("benchmark", 1, {"name": "tiny"}, {}, make)
+    parts = [ImageSet.open(artifact.path / part, classes=["class 2", "class 0"]) for part in ("train", "test")]
+    return Benchmark("tiny", *parts, artifact=artifact)
+
+
+class Random:
+    """Weights as the road hands them on; keeps the backbones that it loaded."""
+
+    inputs: dict = {}
+    identity = {"backbone": "tiny"}
+
+    def __init__(self):
+        self.loaded = []
+
+    def load(self):
+        self.loaded.append(backbone())
+        return self.loaded[-1]
+
+
+def test_features_are_made_once_for_all_runs_and_fill_a_bank(benchmark):
+    weights, bank = Random(), FeatureBank()
+    artifact = road.features(benchmark, "train", weights, device="cpu")
+    kept = np.load(artifact.file(road.FEATURES), mmap_mode="r")
+    facts = json.loads(artifact.file("features.json").read_text())
+    assert facts == {"backbone": "resnet10t.random", "dim": 16, "forwarded": 27, "images": 27}
+    assert weights.loaded[0].forwarded == {"statistics": 27}
+    bank.fill(benchmark.train.source.key, kept)
+    found = bank.of(benchmark.train, Counting())
+    expected = backbones.extract(backbone().eval(), benchmark.train, "probe")
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # rows are places in the source, classes left out or not
+    assert bank.reused == len(benchmark.train) == 18
+    assert road.features(benchmark, "train", weights, device="cpu").digest == artifact.digest
+    assert len(weights.loaded) == 1 and road.features(benchmark, "test", weights, device="cpu").key != artifact.key
+    with pytest.raises(UserError, match="no part 'validation'"):
+        road.features(benchmark, "validation", weights)
+
+
+def test_an_interrupted_pass_goes_on_where_it_was(benchmark, monkeypatch):
+    monkeypatch.setattr(road, "PIECE", 10)
+    whole = backbones.extract
+    calls = []
+
+    def stumbling(*arguments):
+        calls.append(arguments[1].index.tolist())
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    monkeypatch.setattr(backbones, "extract", stumbling)
+    weights = Random()
+    with pytest.raises(Stopped):
+        road.features(benchmark, "train", weights, device="cpu")
+    artifact = road.features(benchmark, "train", weights, device="cpu")
+    assert calls == [list(range(10)), list(range(10, 20)), list(range(10, 20)), list(range(20, 27))]
+    assert sum(made.forwarded.total() for made in weights.loaded) == 27
+    source = benchmark.train.at(np.arange(27), np.zeros(27, int))
+    by_piece = np.concatenate([whole(backbone(), source.select(slice(a, a + 10)), "probe") for a in (0, 10, 20)])
+    assert np.array_equal(np.load(artifact.file(road.FEATURES)), by_piece)
+    assert not (artifact.path / "scratch").exists()
