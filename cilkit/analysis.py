@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cilkit import metrics
+from cilkit import calibration, metrics, results
 from cilkit.errors import UserError
 from cilkit.probes import domain_gap as domain_gap  # found here as well: tables are asked of one module
 from cilkit.probes import image_statistics as image_statistics
 from cilkit.probes import probe_scores as probe_scores
 from cilkit.probes import projection as projection
-from cilkit.runs import Outputs, Run
+from cilkit.runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,8 +44,7 @@ def accuracy_by_class(run: Run, head: str | None = None) -> "pd.DataFrame":
     """(tasks, classes), in the order of learning: accuracy on each class after each task, NaN before it is learnt."""
     import pandas as pd
 
-    head = head or run.default_head
-    rows = [metrics.class_accuracy(o.predictions(head), o.labels, len(run.class_names)) for o in run.all_outputs()]
+    rows = run.class_accuracy(head or run.default_head)
     return pd.DataFrame(rows, index=pd.RangeIndex(1, run.n_tasks + 1, name="after_task"), columns=run.class_names)
 
 
@@ -98,12 +97,11 @@ def confusion_flow(run: Run, head: str | None = None) -> "pd.DataFrame":
     """Where old classes' test images go, after each task from the second: after_task and a share for each FATE."""
     import pandas as pd
 
-    head = head or run.default_head
     rows = []
     for t in range(1, run.n_tasks):
-        outputs = run.outputs(t)
-        old = run.task_of_class[outputs.labels] < t
-        labels, predicted = outputs.labels[old], outputs.predictions(head)[old]
+        own_task, labels, predicted = _answers(run, t, head)
+        old = own_task < t
+        labels, predicted = labels[old], predicted[old]
         own, taken = run.task_of_class[labels], run.task_of_class[predicted]
         fate = np.select([predicted == labels, taken == own, taken < t], [0, 1, 2], 3)
         rows.append({"after_task": t + 1} | dict(zip(FATES, _shares(fate, len(FATES)), strict=True)))
@@ -114,24 +112,30 @@ def confusion_between_tasks(run: Run, t: int = -1, head: str | None = None) -> "
     """After task t (from 0, negative from the end): rows the images' task, columns the predicted one; row shares."""
     import pandas as pd
 
-    outputs = run.outputs(t)
-    own = run.task_of_class[outputs.labels]
-    taken = run.task_of_class[outputs.predictions(head or run.default_head)]
-    seen = own.max() + 1
+    own, _, predicted = _answers(run, t, head)
+    taken, seen = run.task_of_class[predicted], own.max() + 1
     shares = [_shares(taken[own == i], seen) for i in range(seen)]
     names = [f"task {i + 1}" for i in range(seen)]
     return pd.DataFrame(shares, index=names, columns=names)
+
+
+def confusion_between_classes(run: Run, t: int = -1, head: str | None = None) -> "pd.DataFrame":
+    """After task t: (classes seen, classes seen), rows the true class, columns the predicted one; row shares."""
+    import pandas as pd
+
+    names = run.class_names[: sum(run.increments[: range(run.n_tasks)[t] + 1])]
+    counts = metrics.confusion_matrix(run.predictions(t, head or run.default_head), run.labels(t), len(names))
+    return pd.DataFrame(100 * counts / np.maximum(1, counts.sum(1, keepdims=True)), index=names, columns=names)
 
 
 def takers(run: Run, head: str | None = None) -> "pd.DataFrame":
     """Which class took most of each class's test images in the end: class, task, last, taken_by, its task, share."""
     import pandas as pd
 
-    outputs = run.outputs(-1)
-    predicted = outputs.predictions(head or run.default_head)
+    of_class = confusion_between_classes(run, -1, head).to_numpy()
     rows = []
     for c, name in enumerate(run.class_names):
-        shares = _shares(predicted[outputs.labels == c], len(run.class_names))
+        shares = of_class[c].copy()
         last, shares[c] = shares[c], -1.0
         row = {"class": name, "task": run.task_of_class[c] + 1, "last": last, "taken_by": "", "taken_by_task": np.nan}
         taker = int(shares.argmax())
@@ -150,16 +154,12 @@ def recency_bias(run: Run, head: str | None = None) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    head = head or run.default_head
     rows = []
     for t in range(1, run.n_tasks):
-        outputs = run.outputs(t)
-        tasks, logits = run.task_of_class, outputs.logits(head)
-        newest = tasks[: logits.shape[1]] == t
-        images = 100 * np.mean(tasks[outputs.labels] == t)
-        predictions = 100 * np.mean(tasks[outputs.predictions(head)] == t)
-        old_images = logits[tasks[outputs.labels] < t]
-        gap = np.mean(old_images[:, newest].max(1) - old_images[:, ~newest].max(1))
+        own, _, predicted = _answers(run, t, head)
+        images, predictions = 100 * np.mean(own == t), 100 * np.mean(run.task_of_class[predicted] == t)
+        blocks = run.scores(t, head or run.default_head).block_max[own < t]  # (old images, tasks)
+        gap = np.mean(blocks[:, t] - blocks[:, :t].max(1))
         row = {"after_task": t + 1, "newest_images": images, "newest_predictions": predictions}
         rows.append(row | {"bias": predictions - images, "logit_gap": float(gap)})
     return pd.DataFrame(rows)
@@ -169,13 +169,43 @@ def task_known(run: Run, head: str | None = None) -> "pd.DataFrame":
     """What confusing tasks costs, after each task: accuracy, and accuracy were each image's task known (percent)."""
     import pandas as pd
 
-    head = head or run.default_head
     rows = []
-    for t, outputs in enumerate(run.all_outputs()):
-        known = metrics.within_task_predictions(outputs.logits(head), outputs.labels, run.task_of_class)
-        accuracies = [100 * np.mean(predicted == outputs.labels) for predicted in (outputs.predictions(head), known)]
-        rows.append({"after_task": t + 1, "accuracy": accuracies[0], "accuracy_task_known": accuracies[1]})
+    for t in range(run.n_tasks):
+        answers = [run.predictions(t, head or run.default_head, known) for known in (False, True)]
+        accuracy, known = (100 * np.mean(predicted == run.labels(t)) for predicted in answers)
+        rows.append({"after_task": t + 1, "accuracy": accuracy, "accuracy_task_known": known})
     return pd.DataFrame(rows)
+
+
+# ---------------------------------------------------------------- how sure, and what it cost
+
+
+def reliability(run: Run, t: int = -1, head: str | None = None, bins: int = calibration.BINS) -> "pd.DataFrame":
+    """After task t, a row a bin of the confidence: low, high, images, confidence and accuracy in percent."""
+    return calibration.reliability(run.scores(t, head or run.default_head), bins)
+
+
+def calibration_by_stage(run: Run, head: str | None = None) -> "pd.DataFrame":
+    """After each task: top-5 accuracy and calibration error (15 equal-width bins) in percent, NLL in nats, Brier."""
+    import pandas as pd
+
+    rows = []
+    for t in range(run.n_tasks):
+        scores = run.scores(t, head or run.default_head)
+        row = {"after_task": t + 1, "top_5_accuracy": metrics.top_k_accuracy(scores.rank)}
+        row["calibration_error"] = calibration.expected_calibration_error(scores)
+        row["negative_log_likelihood"] = calibration.negative_log_likelihood(scores)
+        rows.append(row | {"brier_score": calibration.brier_score(scores)})
+    return pd.DataFrame(rows)
+
+
+def phases(arms: "Mapping[str, Run]") -> "pd.DataFrame":
+    """What each phase of each run took: arm, phase, seconds, peak_bytes, calls. Empty where none were measured."""
+    import pandas as pd
+
+    rows = [{"arm": arm, "phase": phase} | spent
+            for arm, run in arms.items() for phase, spent in run.measured.get("phases", {}).items()]  # fmt: skip
+    return pd.DataFrame(rows, columns=["arm", "phase", "seconds", "peak_bytes", "calls"])
 
 
 # ---------------------------------------------------------------- feature drift
@@ -189,14 +219,16 @@ def class_mean_drift(run: Run) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    stages = [_with_features(outputs) for outputs in run.all_outputs()]
+    stages = [(run.features(t), run.labels(t)) for t in range(run.n_tasks)]
     rows = []
     for c, name in enumerate(run.class_names):
         first = run.task_of_class[c]
-        start = stages[first].features[stages[first].labels == c].astype(float)  # (n, dim)
+        features, labels = stages[first]
+        start = features[labels == c].astype(float)  # (n, dim)
         mean, spread = start.mean(0), np.sqrt(((start - start.mean(0)) ** 2).sum(1).mean())
         for t in range(first, run.n_tasks):
-            now = stages[t].features[stages[t].labels == c].mean(0, dtype=float)
+            features, labels = stages[t]
+            now = features[labels == c].mean(0, dtype=float)
             drift = np.linalg.norm(now - mean)
             cosine = now @ mean / (np.linalg.norm(now) * np.linalg.norm(mean))
             row = {"class": name, "task": first + 1, "after_task": t + 1, "drift": drift}
@@ -208,13 +240,13 @@ def feature_similarity(run: Run) -> "pd.DataFrame":
     """(tasks, tasks): linear CKA between the features after task s and after task t, on the images seen at both."""
     import pandas as pd
 
-    stages = [_with_features(outputs) for outputs in run.all_outputs()]
+    stages = [(run.ids(t), run.features(t)) for t in range(run.n_tasks)]
     names = [f"after task {t + 1}" for t in range(run.n_tasks)]
     values = np.eye(run.n_tasks)
-    for t, later in enumerate(stages):
-        for s, earlier in enumerate(stages[:t]):
-            _, at_s, at_t = np.intersect1d(earlier.ids, later.ids, return_indices=True)
-            values[s, t] = values[t, s] = linear_cka(earlier.features[at_s], later.features[at_t])
+    for t, (later_ids, later) in enumerate(stages):
+        for s, (earlier_ids, earlier) in enumerate(stages[:t]):
+            _, at_s, at_t = np.intersect1d(earlier_ids, later_ids, return_indices=True)
+            values[s, t] = values[t, s] = linear_cka(earlier[at_s], later[at_t])
     return pd.DataFrame(values, index=names, columns=names)
 
 
@@ -228,15 +260,17 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def curves(arms: "Mapping[str, tuple[Run, str | None]]", order: int | None = None) -> "pd.DataFrame":
-    """Accuracy over all classes seen, after each task, of several arms: arm, order, classes_seen, accuracy."""
+    """Accuracy over all classes seen, of several arms: arm, order, classes_seen, accuracy, after_task."""
     import pandas as pd
 
     rows = []
     for arm, (run, head) in arms.items():
         stages = metrics.accuracy_by_stage(run.accuracy_of(head or run.default_head), run.counts)
         seen = np.cumsum(run.increments)
-        rows += [(arm, order, int(n), float(value)) for n, value in zip(seen, stages, strict=True)]
-    return pd.DataFrame(rows, columns=["arm", "order", "classes_seen", "accuracy"])
+        rows += [
+            (arm, order, int(n), float(value), t + 1) for t, (n, value) in enumerate(zip(seen, stages, strict=True))
+        ]
+    return pd.DataFrame(rows, columns=["arm", "order", "classes_seen", "accuracy", "after_task"])
 
 
 def compare_arms(table: "pd.DataFrame", value: str, baseline: str = "") -> "pd.DataFrame":
@@ -244,21 +278,8 @@ def compare_arms(table: "pd.DataFrame", value: str, baseline: str = "") -> "pd.D
 
     table: columns arm, order and `value`, a row a run. Orders that only one arm has are left out of its pairing.
     """
-    import pandas as pd
-
-    wide = table.pivot(index="order", columns="arm", values=value)[list(dict.fromkeys(table["arm"]))]
-    if baseline and baseline not in wide:
-        raise UserError(f"baseline {baseline!r} is not among the arms {', '.join(wide)}.")
-    rows = []
-    for arm in wide:
-        interval = metrics.mean_interval(wide[arm].dropna().to_numpy())
-        row = {"arm": arm, "orders": interval.n, "mean": interval.mean, "half_width": interval.half_width}
-        if baseline:
-            pairs = wide[list(dict.fromkeys([arm, baseline]))].dropna()
-            difference = metrics.paired_interval(pairs[arm].to_numpy(), pairs[baseline].to_numpy())
-            row |= {"difference": difference.mean, "difference_half_width": difference.half_width}
-        rows.append(row)
-    return pd.DataFrame(rows)
+    compared = results.compare(table, value, "arm", baseline, over=["order"])
+    return compared.rename(columns={"runs": "orders"}).drop(columns="pairs", errors="ignore")
 
 
 # ---------------------------------------------------------------- helpers
@@ -269,7 +290,10 @@ def _shares(values: np.ndarray, n: int) -> np.ndarray:
     return 100 * np.bincount(values, minlength=n) / max(1, len(values))
 
 
-def _with_features(outputs: Outputs) -> Outputs:
-    if outputs.features is None:
-        raise UserError("this run kept no features; run it again with keep_features=True to see their drift.")
-    return outputs
+def _answers(run: Run, t: int, head: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the test images after task t: their tasks, their labels and the predicted labels."""
+    if run.protocol == "domain":
+        raise UserError(
+            "the tasks of this run share their classes: a prediction names no task; look at classes instead."
+        )
+    return run.tasks_of(t), run.labels(t), run.predictions(t, head or run.default_head)

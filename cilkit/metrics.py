@@ -131,6 +131,24 @@ TOOLBOXES: dict[str, dict[str, Callable | None]] = {
 }
 
 
+def figures(matrix, counts=None) -> dict[str, float]:
+    """All of the above by unambiguous name; the means over images need `counts`, the test images of each task."""
+    means = {} if counts is None else {
+        "last accuracy": last_accuracy(matrix, counts),
+        "average incremental accuracy": average_incremental_accuracy(matrix, counts),
+    }  # fmt: skip
+    return means | {
+        "last accuracy (task mean)": last_accuracy_task_mean(matrix),
+        "average incremental accuracy (task mean)": average_incremental_accuracy_task_mean(matrix),
+        "forgetting (max before last)": forgetting_max_before_last(matrix),
+        "forgetting (max)": forgetting_max(matrix),
+        "forgetting (first)": forgetting_first(matrix),
+        "backward transfer (final)": backward_transfer_final(matrix),
+        "backward transfer (all stages)": backward_transfer_all_stages(matrix),
+        "learning accuracy": learning_accuracy(matrix),
+    }
+
+
 # ---------------------------------------------------------------- against another run
 
 
@@ -195,13 +213,6 @@ def top_k_accuracy(rank, k: int = 5) -> float:
 def class_accuracy(predictions, labels, n_classes: int) -> np.ndarray:
     """Accuracy on each class in percent: float64 (n_classes,), NaN for classes without test images."""
     return 100 * _group_mean(np.asarray(predictions) == np.asarray(labels), np.asarray(labels), n_classes)
-
-
-def group_accuracy(predictions, labels, group_of_class: Sequence[str]) -> dict[str, float]:
-    """{group: mean over its classes of the accuracy on each, in percent}, e.g. of foreseen and unforeseen classes."""
-    groups = np.asarray(group_of_class)
-    by_class = class_accuracy(predictions, labels, len(groups))
-    return {str(group): float(np.nanmean(by_class[groups == group])) for group in np.unique(groups)}
 
 
 def confusion_matrix(predictions, labels, n_classes: int) -> np.ndarray:

@@ -10,7 +10,7 @@ after_00/logits_<head>.npy        float32 (n, seen), or scores_<head>.npy: a str
 after_00/features.npy             float32 (n, dim)
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -227,13 +227,3 @@ def load_npy(path: Path) -> np.ndarray:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete the run's folder and run it again.") from error
-
-
-def bytes_of(folder: str | Path) -> Mapping[str, int]:
-    """Bytes on disk under a run's folder: outputs by kind (index, labels, logits, scores, features …) and backbone."""
-    sizes: dict[str, int] = {}
-    for path in sorted(Path(folder).rglob("*")):
-        if path.is_file():
-            kind = "backbone" if path.parent.name == "backbone" else path.stem.partition("_")[0]
-            sizes[kind] = sizes.get(kind, 0) + path.stat().st_size
-    return sizes

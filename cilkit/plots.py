@@ -204,6 +204,66 @@ def drift_curves(table: "pd.DataFrame", y: str = "relative", title: str = "Drift
     return figure
 
 
+# ---------------------------------------------------------------- how sure, and what it cost
+
+
+@styled
+def class_accuracy_map(table: "pd.DataFrame", title: str = "Accuracy on each class over time") -> "Figure":
+    """A row a class in the order of learning, a column a stage. table: `analysis.accuracy_by_class`."""
+    return _heat_map(table.T, title, "after learning task", "class", "accuracy (%)")
+
+
+@styled
+def reliability_diagram(
+    tables: "Mapping[str, pd.DataFrame]", chance: float | None = None, title: str = "Is it as sure as it is right?"
+) -> "Figure":
+    """Above, accuracy over confidence, a point a bin; below, the share of images in each. {arm: `analysis.reliability`}
+
+    On the diagonal a head is as sure as it is right; below it is too sure of itself.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.4, 4.6), layout="constrained")
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    axes.plot([0, 100], [0, 100], color="black", linewidth=1.1, linestyle="--", label="as sure as right")
+    for place, (arm, table) in enumerate(tables.items()):
+        style = {"color": plotstyle.colour(place), "marker": plotstyle.MARKERS[place % 6], "markersize": 4.5}
+        error = (table["images"] * (table["accuracy"] - table["confidence"]).abs()).sum() / table["images"].sum()
+        label = plotstyle.wrapped(f"{arm} (error {error:.1f} points)", 24)
+        axes.plot(table["confidence"], table["accuracy"], label=label, **style)
+        below.plot(table["confidence"], 100 * table["images"] / table["images"].sum(), **style)
+    plotstyle.references(axes, chance, None)
+    axes.set(ylabel="accuracy (%)", title=title, xlim=(0, 100), ylim=(0, 100))
+    below.set(xlabel="mean confidence of the bin (%)", ylabel="images (%)", ylim=(0, None))
+    plotstyle.legend_beside(axes)
+    return figure
+
+
+@styled
+def phase_bars(table: "pd.DataFrame", title: str = "What each phase took") -> "Figure":
+    """Seconds and peak memory of each phase, a bar an arm. table: `analysis.phases`."""
+    from matplotlib.figure import Figure
+
+    phases, arms = list(dict.fromkeys(table["phase"])), _by_arm(table)
+    figure = Figure(figsize=(7.0, 0.26 * len(phases) * len(arms) + 1.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for place, (arm, rows) in enumerate(arms):
+        rows = rows.set_index("phase").reindex(phases)
+        at = np.arange(len(phases)) + (place - (len(arms) - 1) / 2) * 0.8 / len(arms)
+        style = {"height": 0.74 / len(arms), "color": plotstyle.colour(place), "label": arm}
+        left.barh(at, rows["seconds"], **style)
+        right.barh(at, rows["peak_bytes"] / 2**20, **style)
+    left.set(xlabel="seconds", title=title)
+    left.set_yticks(range(len(phases)), phases)
+    left.invert_yaxis()
+    right.set_xlabel("peak memory (MiB)")
+    for axes in (left, right):
+        axes.grid(axis="y", visible=False)
+    if len(arms) > 1:
+        plotstyle.legend_beside(right)
+    return figure
+
+
 # ---------------------------------------------------------------- images
 
 
@@ -318,7 +378,7 @@ def _heat_map(table, title: str, xlabel: str, ylabel: str, unit: str, top: float
     rows, columns = values.shape
     figure, axes = plotstyle.figure(min(10, 0.52 * columns + 2.9), min(9, 0.42 * rows + 1.9))
     picture = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", vmin=0, vmax=top, aspect="auto")
-    if columns <= 20:
+    if max(rows, columns) <= 20:
         for (row, column), value in np.ndenumerate(values):
             if not np.isnan(value):
                 ink = "black" if value > 0.55 * top else "white"
@@ -326,7 +386,8 @@ def _heat_map(table, title: str, xlabel: str, ylabel: str, unit: str, top: float
     long = max(len(str(name)) for name in table.columns) > 7
     turn = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if long else {}
     axes.set_xticks(range(columns), [str(name) for name in table.columns], **turn)
-    axes.set_yticks(range(rows), [str(name) for name in table.index])
+    named = range(0, rows, -(-rows // 40))  # every row where there is room
+    axes.set_yticks(named, [str(table.index[row]) for row in named])
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.grid(visible=False)
     axes.tick_params(length=0)

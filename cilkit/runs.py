@@ -24,6 +24,14 @@ from cilkit.outputs import Scores as Scores
 if TYPE_CHECKING:
     import pandas as pd
 
+SUMMARY = (  # what every table shows; `cilkit.results` has all figures
+    "last accuracy",
+    "average incremental accuracy",
+    "forgetting (max before last)",
+    "backward transfer (final)",
+    "learning accuracy",
+)
+
 
 class Run:
     """A run's folder or artifact. Everything is read when asked for; nothing here needs torch."""
@@ -185,14 +193,8 @@ class Run:
 
     def summary(self, head: str | None = None) -> dict[str, float]:
         """The figures that every table shows, in percent, of one head (the default one without a name)."""
-        matrix = self.accuracy_of(head or self.default_head).to_numpy()
-        return {
-            "last accuracy": metrics.last_accuracy(matrix, self.counts),
-            "average incremental accuracy": metrics.average_incremental_accuracy(matrix, self.counts),
-            "forgetting (max before last)": metrics.forgetting_max_before_last(matrix),
-            "backward transfer (final)": metrics.backward_transfer_final(matrix),
-            "learning accuracy": metrics.learning_accuracy(matrix),
-        }
+        figures = metrics.figures(self.accuracy_of(head or self.default_head), self.counts)
+        return {name: figures[name] for name in SUMMARY}
 
     def _accuracy_row(self, t: int, head: str, task_known: bool) -> np.ndarray:
         predicted = self.predictions(t, head, task_known)
