@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cilkit.data.resampling import Plan
+from cilkit.data.resampling import FILTERS, Plan
 from cilkit.errors import UserError
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -20,13 +20,17 @@ UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # pixels in 0 … 1
 
 @dataclass(frozen=True)
 class Input:
-    """What a backbone expects: side in pixels (0: any), normalisation of values in 0 … 1, filter, central share."""
+    """What a backbone expects: side in pixels (0: any), normalisation of values in 0 … 1, filter, central share.
+
+    crop_mode: timm's; "center" keeps an image's proportions when testing, "squash" resizes it to a square.
+    """
 
     size: int = 0
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     interpolation: str = "bicubic"
     crop_pct: float = 0.875
+    crop_mode: str = "center"
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Preset:
 
     Training takes one of three cuts: `area`, a RandomResizedCrop of that share of the area, sides 3:4 … 4:3; `square`,
     a resize to that square and a random cut; `pad`, a border and a random cut. Without any, it does as testing.
-    Testing resizes the short side to `short` and cuts out the centre; 0 takes the whole image, as a square.
+    Testing resizes the short side (`squash`: both sides) to `short` and cuts out the centre.
     """
 
     source: str
@@ -47,6 +51,7 @@ class Preset:
     flip: float = 0.0
     brightness: float = 0.0
     short: int = 256
+    squash: bool = False
     interpolation: str = "bicubic"
     test_interpolation: str = "bicubic"
     mean: tuple[float, ...] | None = None  # None: the backbone's own
@@ -73,13 +78,10 @@ class Preset:
         return Plan(crop, resized, window, flip, size, self.interpolation, self.fill)
 
     def test_plan(self, sizes: np.ndarray, size: int) -> Plan:
-        """Resize the short side, cut out the centre; places are rounded as torchvision rounds them."""
+        """Resize, cut out the centre; lengths and places are rounded as torchvision rounds them."""
         n = len(sizes)
-        if self.short:
-            short = math.floor(self.short * size / self.size)
-            resized = short * sizes // sizes.min(1, keepdims=True)
-        else:
-            resized = np.full((n, 2), size)
+        short = math.floor(self.short * size / self.size)
+        resized = np.full((n, 2), short) if self.squash else short * sizes // sizes.min(1, keepdims=True)
         window = np.rint((resized - size) / 2).astype(np.int64)
         return Plan(whole_images(sizes), resized, window, np.zeros(n, bool), size, self.test_interpolation)
 
@@ -95,6 +97,7 @@ _SLCA = "SLCA's utils/data.py, GengDavid/SLCA @d5eecd8 [code]"
 _LUCIR = "LUCIR's scripts, hshustc/CVPR19_Incremental_Learning @7ebfa1d, @183c2f9 [code]"
 _RANPAC = "RanPAC's utils/data.py, RanPAC/RanPAC @e5e21b7 [code]; pixels in 0 … 1"
 _CROP = {"area": (0.08, 1.0), "flip": 0.5}
+_PAD = {"size": 32, "pad": 4, "flip": 0.5, "short": 32, "squash": True}
 _WIDE_CROP = {"area": (0.05, 1.0), "flip": 0.5, "interpolation": "bilinear", **UNIT}
 
 PRESETS = {
@@ -103,20 +106,15 @@ PRESETS = {
     "slca_cifar": Preset(_SLCA, **_CROP, brightness=63 / 255, mean=_CIFAR_MEAN, std=(0.2675, 0.2565, 0.2761)),
     "slca_imagenet_r": Preset(_SLCA, **_CROP, **IMAGENET),
     "slca_fine_grained": Preset(_SLCA + ": CUB-200, Cars-196", square=300, flip=0.5, **IMAGENET),
-    "lucir_cifar": Preset(
-        _LUCIR, size=32, pad=4, flip=0.5, short=0, mean=(0.5071, 0.4866, 0.4409), std=(0.2009, 0.1984, 0.2023)
-    ),
+    "lucir_cifar": Preset(_LUCIR, **_PAD, mean=(0.5071, 0.4866, 0.4409), std=(0.2009, 0.1984, 0.2023)),
     "lucir_imagenet": Preset(_LUCIR, **_CROP, interpolation="bilinear", test_interpolation="bilinear", **IMAGENET),
     "pilot": Preset("LAMDA-PILOT's utils/data.py @3450184 [code]; pixels in 0 … 1", **_WIDE_CROP),
     "ranpac": Preset(_RANPAC, **_WIDE_CROP),
     "ranpac_cifar": Preset(_RANPAC + "; CIFAR is tested whole", **_WIDE_CROP, short=224),
     "icarl_cifar": Preset(
         "iCaRL's utils_cifar100.py, srebuffi/iCaRL @b3d3686 [code]; one mean a channel, not one a pixel [ours]",
-        size=32,
-        pad=4,
+        **_PAD,
         fill=tuple(round(255 * value) for value in _CIFAR_MEAN),  # there the border is 0 after the mean is taken off
-        flip=0.5,
-        short=0,
         mean=_CIFAR_MEAN,
         std=UNIT["std"],
     ),
@@ -163,16 +161,22 @@ def random_boxes(
     return np.concatenate([np.where(any_fits[:, None], anywhere, room // 2), extent], axis=1)
 
 
-def preset(name: str, input: Input) -> Preset:
-    """The named preset with what it leaves to the backbone filled in. UserError with a near name."""
-    import difflib
-
-    if name not in PRESETS:
-        near = difflib.get_close_matches(str(name), PRESETS, n=1, cutoff=0.4)
-        meant = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UserError(f"no recipe {name!r}{meant}; take one of {', '.join(PRESETS)}")
+def preset(name: str, input: Input, image_size: int = 0) -> tuple[Preset, int]:
+    """The named preset, with what it leaves to the backbone filled in, and the side of the batches."""
     found = PRESETS[name]
+    size = image_size or input.size or found.size
     if name.startswith("timm"):
-        short = round(found.size / input.crop_pct, 6)
-        found = replace(found, short=short, interpolation=input.interpolation, test_interpolation=input.interpolation)
-    return replace(found, mean=found.mean or tuple(input.mean), std=found.std or tuple(input.std))
+        if input.interpolation not in FILTERS:
+            raise UserError(
+                f"the backbone's configuration asks for {input.interpolation!r} resizing; this reads "
+                f"{' and '.join(FILTERS)}: give its Input one of them, or take another recipe"
+            )
+        found = replace(
+            found,
+            size=size,
+            short=math.floor(size / input.crop_pct),
+            squash=input.crop_mode == "squash",
+            interpolation=input.interpolation,
+            test_interpolation=input.interpolation,
+        )
+    return replace(found, mean=found.mean or tuple(input.mean), std=found.std or tuple(input.std)), size

@@ -6,7 +6,10 @@ of 255 levels of `PIL.Image.resize` (tested), whose filter widens when an image 
 
 from __future__ import annotations
 
+import math
 import os
+import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,12 +64,19 @@ def apply(images, plan: Plan, finish: Finish, device="cpu") -> torch.Tensor:
     import torch
 
     device = torch.device(device)
-    if device.type == "cpu":
-        return _on_threads(images, plan, finish)
-    if isinstance(images, np.ndarray) or len({image.shape for image in images}) == 1:
+    return _on_threads(images, plan, finish) if device.type == "cpu" else _on_device(images, plan, finish, device)
+
+
+def _on_device(images, plan: Plan, finish: Finish, device: torch.device) -> torch.Tensor:
+    """Images of one size are filtered there; others on this machine's threads, then sent as uint8."""
+    import torch
+
+    if len({image.shape for image in images}) == 1:
         levels = batched(_upload(torch.from_numpy(np.array(images)), device), plan)
     else:
-        levels = _upload(torch.stack([_cut(image, plan, row) for row, image in enumerate(images)]), device).float()
+        with ThreadPoolExecutor(workers()) as pool:
+            cuts = list(pool.map(lambda row: _cut(images[row], plan, row), range(len(images))))
+        levels = _upload(torch.stack(cuts), device).float()
     return _finished(levels, finish.brightness, *finish.on(device))
 
 
@@ -92,12 +102,34 @@ def workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _on_threads(images, plan: Plan, finish: Finish) -> torch.Tensor:
-    """Torch and NumPy release the interpreter's lock while they copy and filter, so threads add up."""
+_free: list[np.ndarray] = []  # memory of batches that no tensor refers to any more
+_lending = threading.Lock()
+
+
+def _memory(shape: tuple[int, ...]) -> torch.Tensor:
+    """An uninitialised float32 batch. Fresh pages cost as much time as the filter: memory is used again once free."""
     import torch
 
+    count = math.prod(shape)
+    with _lending:
+        fits = [place for place, memory in enumerate(_free) if memory.size >= count]
+        if not fits:
+            _free.clear()  # too small for what comes now
+        memory = _free.pop(fits[0]) if fits else np.empty(count, np.float32)
+    lent = memory[:count]  # lives as long as any tensor that shows it
+    weakref.finalize(lent, _take_back, memory).atexit = False
+    return torch.from_numpy(lent).view(shape)
+
+
+def _take_back(memory: np.ndarray) -> None:
+    if len(_free) < 4:  # what a consumer keeps beyond this is not lent again
+        _free.append(memory)
+
+
+def _on_threads(images, plan: Plan, finish: Finish) -> torch.Tensor:
+    """Torch and NumPy release the interpreter's lock while they copy and filter, so threads add up."""
     n, threads = len(images), workers()
-    out = torch.empty((n, 3, plan.size, plan.size))
+    out = _memory((n, 3, plan.size, plan.size))
     scale, offset = finish.on("cpu")
 
     def work(start: int) -> None:
@@ -161,10 +193,10 @@ def weights(plan: Plan, axis: int, length: int, device="cpu") -> torch.Tensor:
     if axis == 1:
         place = torch.where(torch.as_tensor(plan.flip, device=device)[:, None], plan.size - 1 - place, place)
     place = place + window  # in the resized crop
-    step = extent.double() / resized  # source pixels a resized pixel
+    step = extent.float() / resized  # source pixels a resized pixel
     centre = (place + 0.5) * step + start
     source = torch.arange(length, device=device) + 0.5
-    near = ((source - centre[..., None]) / step.clamp(min=1)[..., None]).abs().float()  # (n, size, length)
+    near = ((source - centre[..., None]) / step.clamp(min=1)[..., None]).abs()  # (n, size, length)
     weight = _cubic(near) if plan.interpolation == "bicubic" else (1 - near).clamp_(min=0)
     used = (source > start) & (source < start + extent)  # (n, length): the filter stops at the crop's border
     weight = weight * used[:, None] * ((place >= 0) & (place < resized))[..., None]

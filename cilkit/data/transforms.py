@@ -6,6 +6,7 @@ A recipe is made for a backbone's input: `recipe("slca_cifar", backbone.input)`.
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,13 +73,19 @@ class Recipe:
 def recipe(name: str, input: Input, image_size: int = 0) -> Recipe:
     """The recipe of that name for a backbone's input; `image_size` 0: the input's own, else the preset's.
 
+    The embedded recipes keep the images' own size unless `image_size` is given.
     UserError for an unknown name (with a near one).
     """
     if name in RECIPES:
         embedded = Preset("cilkit.data.augment", size=1, short=1, mean=tuple(input.mean), std=tuple(input.std))
-        return Recipe(name, image_size or input.size, embedded)
-    preset = recipes.preset(name, input)
-    return Recipe(name, image_size or input.size or preset.size, preset)
+        return Recipe(name, image_size, embedded)
+    if name not in recipes.PRESETS:
+        known = [*RECIPES, *recipes.PRESETS]
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UserError(f"no recipe {name!r}{meant}; take one of {', '.join(known)}")
+    preset, size = recipes.preset(name, input, image_size)
+    return Recipe(name, size, preset)
 
 
 def _sizes(images) -> np.ndarray:
