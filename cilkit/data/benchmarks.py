@@ -1,39 +1,41 @@
-"""Where the real images come from: benchmarks built, once, from data that installed packages ship.
+"""Real benchmarks by name: found in the artifacts, or built from raw files that are found, laid out or fetched.
 
-`digits_photo`: 1,797 handwritten digits (scikit-learn's copy of the UCI "Optical recognition of handwritten digits"
-test part), each blended by absolute difference, at a random place and scale, into 32 x 32 crops of the two photographs
-that scikit-learn ships. Train and test share neither a scan nor a region of a photograph. Every test scan is used once,
-every training scan twice: 2,514 train and 540 test images, 54 test images a class.
+    load("digits_photo")                      from installed packages, no download
+    load("cub200")                            from data/cub200 (or $CILKIT_DATA/cub200), fetched if it is not there
+    load("folder:PATH")                       any image folder: train/<class>/* and test/<class>/*, or <class>/*
+    load("hf:owner/name")                     any Hugging Face image-classification dataset, or "hf:FOLDER" of Parquet
 
-Measured with this recipe (train on all 2,514, last accuracy on the 540): raw-pixel nearest mean
-10.9 %, shrinkage LDA 12.2 % (both as in cilkit/probes.py), 1-NN 41.1 %, SVM (RBF, C = 1) 29.1 %.
-Plain `digits` are the scans alone (1,257 and 540), for tests only: nearest mean has 88.3 % there, shrinkage LDA 95.6 %.
+Raw files are never needed again once a benchmark is built: its pixels lie in the cache of `cilkit.data.cache`. The
+artifact is identified by the raw files themselves (path and size of every image, content of every list), so it is the
+same wherever they lie.
 """
 
-import difflib
 import hashlib
-from collections.abc import Callable
+import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from cilkit import artifacts
-from cilkit.data.shards import ImageSet, ShardWriter
+from cilkit.data import cache, catalogue, embedded, fetching, sources
+from cilkit.data.catalogue import Entry
+from cilkit.data.imagesets import ImageSet
+from cilkit.data.sources import Listing
 from cilkit.errors import UserError
 
-SIZE = 32  # pixels on a side
-TEST_SCANS = 54  # a class; the other 120 … 129 are for training
-COPIES = 2  # training images a scan
-SCALES = (14, 26)  # side of the blended scan in pixels, uniform
-TRAIN_COLUMNS, TEST_COLUMNS = (0, 400), (432, 640)  # of the photographs, which are 427 x 640
-PHOTOGRAPHS = ("china.jpg", "flower.jpg")
-NAMES = [f"digit {word}" for word in "zero one two three four five six seven eight nine".split()]
+PARTS = ("train", "test")
+LARGE = 100_000  # images, above which unchanged folders are taken for unchanged files
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Real images in a fixed split. `chance` is the accuracy of guessing among all classes, 0 … 1."""
+    """Real images in a fixed split. `chance` is the accuracy of guessing among all classes, 0 … 1.
+
+    complete: nothing of the benchmark is missing; False for a part of it, loaded with partial=True or with bad images
+    left out (`skipped`, by file).
+    """
 
     name: str
     train: ImageSet = field(repr=False)
@@ -42,6 +44,9 @@ class Benchmark:
     licence: str = ""
     citation: str = field(default="", repr=False)
     artifact: "artifacts.Artifact | None" = field(default=None, repr=False)
+    title: str = ""
+    complete: bool = True
+    skipped: list[str] = field(default_factory=list, repr=False)
 
     def __post_init__(self):
         if self.train.class_names != self.test.class_names:
@@ -50,6 +55,11 @@ class Benchmark:
     @property
     def class_names(self) -> list[str]:
         return self.train.class_names
+
+    @property
+    def domain_names(self) -> list[str]:
+        """Names of the domains, by number; nothing for a benchmark without domains."""
+        return self.train.domain_names
 
     @property
     def chance(self) -> float:
@@ -67,119 +77,287 @@ class Benchmark:
         return hashed.hexdigest()
 
 
-def load(name: str) -> Benchmark:
-    """A benchmark by name, found among the artifacts or built (seconds). UserError for an unknown name."""
-    build, source, identity = _recipe(name)
+def names() -> list[str]:
+    """All benchmarks with a name of their own; beside them there are folder:PATH and hf:owner/name."""
+    return sorted([*embedded.RECIPES, *catalogue.entries()])
+
+
+def class_names(name: str, root: str = "") -> list[str]:
+    """The class names of a benchmark, without building it (a few need their raw files: then from `root`)."""
+    if name in embedded.RECIPES:
+        return list(embedded.NAMES)  # both embedded benchmarks show the ten digits
+    entry, home = _find(name, root)
+    table = entry.class_table()
+    if table is None:
+        listing = _listed(entry, home)
+        return list(_readable(entry, listing.keys).values())
+    return list(table.values())
+
+
+def load(
+    name: str,
+    root: str = "",
+    keep: str = "auto",
+    partial: bool = False,
+    bad_images: str = "error",
+    workers: int = 0,
+) -> Benchmark:
+    """A benchmark by name, found among the artifacts or built.
+
+    root:       folder of the raw files, relative to the repository; "": $CILKIT_DATA/<name>, else data/<name>.
+    keep:       how pixels are kept, see `cilkit.data.cache`; "auto": the benchmark's own way, else by size.
+    partial:    take what is there, if only a part of the classes and images is; the result says so (`complete`).
+    bad_images: "error" stops at the first unreadable image, by name; "skip" leaves them out and lists them.
+    workers:    threads that decode (0: one a core).
+    UserError for an unknown name, missing or extra classes, missing images, names that are twice the same.
+    """
+    if name in embedded.RECIPES:
+        return _embedded(name)
+    entry, home = _find(name, root)
+    identity = {
+        "name": entry.name,
+        "entry": entry.version,
+        "keep": entry.keep if keep == "auto" else keep,
+        "bad_images": bad_images,
+    }
+    memory = _memory_of(home, identity)
+    raw = memory.recall() if memory else None
+    artifact = raw and artifacts.find("benchmark", artifacts.key_of("benchmark", 1, identity | {"raw": raw}, {}))
+    if not artifact:
+        listing, facts = _checked(entry, home, partial)
+        identity |= {"raw": _fingerprint(listing)}
+        execution = {"workers": workers}
+        artifact = artifacts.obtain(
+            "benchmark", 1, identity, {}, lambda work: _build(work.path, listing, facts, identity, workers), execution
+        )
+        memory and memory.keep(listing, identity["raw"])
+    facts = json.loads(artifact.file("benchmark.json").read_text())
+    if not facts["complete"] and not partial and not facts["skipped"]:
+        raise UserError(f"{home} holds only a part of {entry.title}; complete it, or load it with partial=True.")
+    train, test = (cache.open(artifact.path / part, facts["class_names"]) for part in PARTS)
+    source = ", ".join(filter(None, [entry.title, facts["split"]]))
+    told = entry.licence, entry.citation
+    return Benchmark(name, train, test, source, *told, artifact, entry.title, facts["complete"], facts["skipped"])
+
+
+def _embedded(name: str) -> Benchmark:
+    build, source, identity = embedded.RECIPES[name]
     artifact = artifacts.obtain("benchmark", 1, {"name": name, **identity}, {}, lambda work: build(work.path))
-    train, test = (ImageSet.open(artifact.path / part, classes=NAMES) for part in ("train", "test"))
-    return Benchmark(name, train, test, source, _LICENCE, _CITATION, artifact)
+    train, test = (ImageSet.open(artifact.path / part, classes=embedded.NAMES) for part in PARTS)
+    return Benchmark(name, train, test, source, embedded.LICENCE, embedded.CITATION, artifact, name)
 
 
-def class_names(name: str) -> list[str]:
-    """The class names of a benchmark, without building it."""
-    _recipe(name)
-    return list(NAMES)  # both embedded benchmarks show the ten digits
+# ---------------------------------------------------------------- where the raw files are
 
 
-def _recipe(name: str) -> tuple[Callable[[Path], None], str, dict]:
-    if name not in _RECIPES:
-        near = difflib.get_close_matches(name, _RECIPES, n=1, cutoff=0.4)
-        meant = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UserError(f"benchmark {name!r} is unknown{meant}; known are {', '.join(sorted(_RECIPES))}.")
-    return _RECIPES[name]
+def _find(name: str, root: str) -> tuple[Entry, Path | str]:
+    """The entry and the home of its raw files: a folder, or the hub name of a Hugging Face dataset."""
+    kind, _, place = name.partition(":")
+    if kind == "folder" and place:
+        layout = "train/<class>/* and test/<class>/* (or val/), or <class>/* alone"
+        return Entry("folder", f"the image folder {Path(place).name}", "folders", layout), _absolute(root or place)
+    if kind == "hf" and place:
+        folder = _absolute(root or place)
+        layout = "Parquet files named train-… and test-…, with an image and a label column"
+        entry = Entry("hf" if folder.is_dir() else name, f"{place} (Hugging Face)", "huggingface", layout)
+        return entry, folder if folder.is_dir() else place
+    entry = catalogue.find(name, embedded.RECIPES)
+    if root:
+        return entry, _absolute(root)
+    data = os.environ.get("CILKIT_DATA")
+    return entry, (Path(data).expanduser() if data else _absolute("data")) / (entry.home or name)
 
 
-def split_scans(labels: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(train, test) positions of the scans, 54 of each class in test. numpy's legacy generator never changes."""
-    random = np.random.RandomState(seed)
-    test = np.concatenate([random.permutation(np.flatnonzero(labels == c))[:TEST_SCANS] for c in range(10)])
-    return np.setdiff1d(np.arange(len(labels)), test), np.sort(test)
+def _absolute(path: str) -> Path:
+    return (artifacts.repository() or Path.cwd()) / Path(path).expanduser()
 
 
-def blend(scan: np.ndarray, crop: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
-    """|crop - scan|: `scan`, uint8 (8, 8), enlarged to `side` pixels at (top, left) of `crop`, uint8 (32, 32, 3)."""
-    from PIL import Image
-
-    ink = np.zeros(crop.shape[:2], np.int16)
-    ink[top : top + side, left : left + side] = Image.fromarray(scan).resize((side, side), Image.Resampling.BICUBIC)
-    return np.abs(crop.astype(np.int16) - ink[:, :, None]).astype(np.uint8)
-
-
-def _scans() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return np.round(digits.images * 255 / 16).astype(np.uint8), digits.target  # (1797, 8, 8), (1797,)
+def _listed(entry: Entry, home: Path | str, fetch: bool = False) -> Listing:
+    """What the raw files hold. UserError with the expected layout where something essential is missing."""
+    missing = [one for one in entry.download if fetch and not (home / one.leaves).exists() and home.name != one.gives]
+    if missing:
+        try:
+            fetching.fetch(missing, home)
+        except UserError as error:
+            raise UserError(f"{entry.title} is not in {home}: {str(error).rstrip('.')}. {_expected(entry)}") from error
+    try:
+        return getattr(sources, entry.reader)(home)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{entry.title} is not in {home}: {error.filename} is missing. {_expected(entry)}") from error
 
 
-def _build_digits(folder: Path) -> None:
-    scans, labels = _scans()
-    for part, chosen in zip(("train", "test"), split_scans(labels), strict=True):
-        images = (_enlarge(scans[i]) for i in chosen)
-        _write(folder / part, images, [{"scan": int(i)} for i in chosen], labels[chosen])
+def _expected(entry: Entry) -> str:
+    return f"Expected there: {entry.layout}."
 
 
-def _enlarge(scan: np.ndarray) -> np.ndarray:
-    from PIL import Image
-
-    grey = Image.fromarray(scan).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    return np.repeat(np.asarray(grey)[:, :, None], 3, axis=2)  # (32, 32, 3)
+# ---------------------------------------------------------------- what they should hold
 
 
-def _build_digits_photo(folder: Path) -> None:
-    from sklearn.datasets import load_sample_image
-
-    scans, labels = _scans()
-    photographs = [load_sample_image(name) for name in PHOTOGRAPHS]  # (427, 640, 3)
-    random = np.random.RandomState(1)
-    train, test = split_scans(labels)
-    for part, chosen, columns in (("train", np.tile(train, COPIES), TRAIN_COLUMNS), ("test", test, TEST_COLUMNS)):
-        rows = [_draw(int(scan), columns, random) for scan in chosen]
-        images = (_compose(scans[row["scan"]], photographs, row) for row in rows)
-        _write(folder / part, images, rows, labels[chosen])
-
-
-def _draw(scan: int, columns: tuple[int, int], random: np.random.RandomState) -> dict:
-    """Which photograph, which crop of it, and where and how large the scan is in the crop."""
-    side = int(random.randint(SCALES[0], SCALES[1] + 1))
-    photograph = int(random.randint(len(PHOTOGRAPHS)))
-    crop_top, crop_left = int(random.randint(427 - SIZE + 1)), int(random.randint(columns[0], columns[1] - SIZE + 1))
-    top, left = (int(place) for place in random.randint(SIZE - side + 1, size=2))
-    where = {"photograph": PHOTOGRAPHS[photograph], "crop_top": crop_top, "crop_left": crop_left}
-    return {"scan": scan, **where, "top": top, "left": left, "side": side}
-
-
-def _compose(scan: np.ndarray, photographs: list[np.ndarray], row: dict) -> np.ndarray:
-    photograph = photographs[PHOTOGRAPHS.index(row["photograph"])]
-    crop = photograph[row["crop_top"] : row["crop_top"] + SIZE, row["crop_left"] : row["crop_left"] + SIZE]
-    return blend(scan, crop, row["top"], row["left"], row["side"])
+def _checked(entry: Entry, home: Path | str, partial: bool) -> tuple[Listing, dict]:
+    """The listing with the benchmark's own labels, and what `benchmark.json` says of it."""
+    listing = _listed(entry, home, fetch=not partial)
+    names = _readable(entry, listing.keys)
+    listing = _only(listing, names, entry)
+    listing, missing = _existing(listing, entry)
+    listing = _relabelled(listing, list(names))
+    counts = [np.bincount(listing.labels[listing.test == test], minlength=len(names)) for test in (False, True)]
+    lost = _shortfall(entry, home, list(names.values()), counts, missing)
+    if lost and not partial:
+        raise UserError(f"{lost} Complete the folder, or take what is there with partial=True. {_expected(entry)}")
+    kept = np.flatnonzero((counts[0] > 0) & (counts[1] > 0))
+    if not len(kept):
+        raise UserError(f"no class of {entry.title} in {home} has both train and test images. {_expected(entry)}")
+    keys = list(names)
+    listing = _relabelled(listing.select(np.flatnonzero(np.isin(listing.labels, kept))), [keys[i] for i in kept])
+    return listing, {
+        "class_names": [names[keys[i]] for i in kept],
+        "domain_names": list(listing.domain_names),
+        "complete": not lost,
+        "split": listing.note or entry.split,
+    }
 
 
-def _write(folder: Path, images, rows: list[dict], labels: np.ndarray) -> None:
-    writer = ShardWriter(folder)
-    finished = writer.finished
-    for i, (image, row, label) in enumerate(zip(images, rows, labels, strict=True)):
-        if i // writer.shard_size not in finished:
-            identity = {"image_id": f"{i:05d}", "class_id": int(label), "class_name": NAMES[label]}
-            writer.add(image, identity | row)
-    writer.close()
+def _readable(entry: Entry, keys: list[str]) -> dict[str, str]:
+    """Official key -> readable name, in label order. UserError for two classes of one name."""
+    table = entry.class_table() or {key: entry.rename.get(key) or catalogue.tidy(key) for key in keys}
+    seen: dict[str, str] = {}
+    for key, name in table.items():
+        if name.casefold() in seen:
+            raise UserError(f"classes {seen[name.casefold()]!r} and {key!r} are both called {name!r}; rename one.")
+        seen[name.casefold()] = key
+    return table
 
 
-_LICENCE = (
-    "Scans: UCI Machine Learning Repository (CC BY 4.0, remembered); photographs: Creative Commons Attribution 2.0, "
-    "china.jpg by danielbuechele, flower.jpg from vultilion's Flickr page, as scikit-learn's image README credits them."
-)
-_CITATION = (
-    "E. Alpaydin, C. Kaynak (1998). Optical Recognition of Handwritten Digits. UCI Machine Learning Repository; "
-    "F. Pedregosa et al. (2011). Scikit-learn: Machine Learning in Python. JMLR 12."
-)
-_DIGITS_SOURCE = "sklearn.datasets.load_digits, 8 x 8 scans enlarged to 32 x 32 RGB (bilinear)"
-_PHOTO_SOURCE = "sklearn.datasets.load_digits blended into sklearn.datasets.load_sample_image crops, 32 x 32 RGB"
-_RECIPES: dict[str, tuple[Callable[[Path], None], str, dict]] = {
-    "digits": (_build_digits, _DIGITS_SOURCE, {"size": SIZE, "test_scans": TEST_SCANS, "enlarged": "bilinear"}),
-    "digits_photo": (
-        _build_digits_photo,
-        _PHOTO_SOURCE,
-        {"size": SIZE, "test_scans": TEST_SCANS, "copies": COPIES, "scales": SCALES, "blend": "absolute difference"},
-    ),
-}
+def _only(listing: Listing, names: dict[str, str], entry: Entry) -> Listing:
+    """Without the classes that the benchmark chose to leave out. UserError for a class that it does not know."""
+    used = {listing.keys[label] for label in np.unique(listing.labels)} | set(listing.folders)
+    extra = sorted(used - set(names))
+    if extra and not entry.only:
+        more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
+        raise UserError(
+            f"{listing.home} holds the class {extra[0]!r}{more}, which {entry.title} does not have; move it away, or "
+            f"load the folder as it is with folder:PATH."
+        )
+    chosen = np.array([key in names for key in listing.keys])
+    return listing.select(np.flatnonzero(chosen[listing.labels])) if extra else listing
+
+
+def _existing(listing: Listing, entry: Entry) -> tuple[Listing, list[str]]:
+    """Only the images whose file is there, with their sizes, and the others' names (but those known to be absent)."""
+    if listing.read is not None:
+        return listing, []
+    home, known = f"{listing.home}/", set(entry.absent)
+    listing.bytes = np.array([_bytes_of(home + image) for image in listing.ids], np.int64)
+    there = listing.bytes >= 0
+    if there.all():
+        return listing, []
+    missing = [listing.ids[i] for i in np.flatnonzero(~there) if listing.ids[i] not in known]
+    return listing.select(np.flatnonzero(there)), missing
+
+
+def _bytes_of(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return -1
+
+
+def _relabelled(listing: Listing, keys: list[str]) -> Listing:
+    """With labels that count in `keys`, which hold every class in use."""
+    place = {key: label for label, key in enumerate(keys)}
+    table = np.array([place.get(key, -1) for key in listing.keys], np.int64)
+    listing.labels, listing.keys = table[listing.labels], keys
+    return listing
+
+
+def _shortfall(entry: Entry, home, names: list[str], counts: list[np.ndarray], missing: list[str]) -> str:
+    """One sentence about what the complete benchmark has and this folder has not, or nothing."""
+    if missing:
+        return f"{len(missing)} images that the lists of {entry.title} name are not in {home}, first {missing[0]}."
+    for part, own in zip(PARTS, counts, strict=True):
+        empty = np.flatnonzero(own == 0)
+        if len(empty):
+            more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
+            return f"class {names[empty[0]]!r}{more} of {entry.title} has no {part} images in {home}."
+    if entry.classes not in (None, len(names)):
+        return f"{entry.title} has {entry.classes} classes, {home} holds {len(names)}."
+    found = [int(own.sum()) for own in counts]
+    wanted = [entry.images] if isinstance(entry.images, int) else entry.images or []
+    for want, have in zip(wanted, [sum(found)] if len(wanted) == 1 else found, strict=False):
+        if want not in (None, have):
+            return f"{entry.title} has {wanted} images, {home} holds {found}."
+    return ""
+
+
+# ---------------------------------------------------------------- building, and finding again
+
+
+def _build(folder: Path, listing: Listing, facts: dict, identity: dict, workers: int) -> None:
+    skipped, home = [], f"{listing.home}/"
+    for part, test in zip(PARTS, (False, True), strict=True):
+        own = np.flatnonzero(listing.test == test)
+        rows = listing.select(own)
+        read = rows.read or (lambda i, ids=rows.ids: Path(home + ids[i]).read_bytes())
+        raw = cache.Raw(
+            rows.ids,
+            rows.labels,
+            facts["class_names"],
+            read,
+            lambda i, ids=rows.ids: home + ids[i],
+            rows.domains,
+            rows.domain_names,
+        )
+        report = cache.build(raw, folder / part, identity["keep"], identity["bad_images"], workers)
+        skipped += [place.removeprefix(home) for place in report["skipped"]]
+    facts = facts | {"skipped": skipped, "complete": facts["complete"] and not skipped}
+    artifacts.write_json(folder / "benchmark.json", facts)
+
+
+def _fingerprint(listing: Listing) -> str:
+    """What identifies the raw files wherever they lie: path and bytes of every image, content of every list."""
+    hashed = hashlib.sha256()
+    for path in listing.lists:
+        hashed.update(f"{path.name} {artifacts.sha256_of(path)}\n".encode())
+    if listing.bytes is not None:
+        for image, size, test in zip(listing.ids, listing.bytes.tolist(), listing.test.tolist(), strict=True):
+            hashed.update(f"{image} {size} {test:d}\n".encode())
+    hashed.update(listing.labels.tobytes() + listing.test.tobytes())
+    return hashed.hexdigest()
+
+
+def _memory_of(home: Path | str, identity: dict) -> "_Memory | None":
+    return _Memory(home, identity) if isinstance(home, Path) else None
+
+
+class _Memory:
+    """The fingerprint of a folder, kept beside the artifacts: for folders that are gone or too large to look at anew.
+
+    A large folder counts as unchanged while its own and its subfolders' times and its lists are; an image that is
+    overwritten in place is not noticed (touch its folder then).
+    """
+
+    def __init__(self, home: Path, identity: dict):
+        named = hashlib.sha256(artifacts.canonical([str(home.resolve()), identity]).encode()).hexdigest()
+        self.home, self.path = home, artifacts.root() / "fingerprints" / f"{named[:16]}.json"
+
+    def recall(self) -> str | None:
+        try:
+            noted = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return None
+        if self.home.exists() and (noted["images"] < LARGE or noted["times"] != self._times(noted["times"])):
+            return None
+        return noted["raw"]
+
+    def keep(self, listing: Listing, raw: str) -> None:
+        folders = {os.path.dirname(image) for image in listing.ids} if listing.bytes is not None else set()
+        above = {str(Path(folder).parent) for folder in folders}
+        lists = {os.path.relpath(path, listing.home) for path in listing.lists}
+        base = os.path.relpath(listing.home, self.home)
+        paths = {os.path.normpath(os.path.join(base, path)) for path in folders | above | lists}
+        artifacts.write_json(self.path, {"raw": raw, "images": len(listing.ids), "times": self._times(paths)})
+
+    def _times(self, paths) -> dict[str, int]:
+        return {
+            path: (self.home / path).stat().st_mtime_ns if (self.home / path).exists() else 0 for path in sorted(paths)
+        }

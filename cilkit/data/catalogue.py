@@ -1,0 +1,113 @@
+"""What is known about each benchmark: entries and class names, read from cilkit/assets/benchmarks."""
+
+import difflib
+import importlib.util
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from cilkit.errors import UserError
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets" / "benchmarks"
+
+
+@dataclass(frozen=True)
+class Download:
+    """One file to fetch. gives: the file or folder that it leaves in the home folder."""
+
+    url: str
+    md5: str = ""
+    gives: str = ""
+
+    @property
+    def file(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+    @property
+    def leaves(self) -> str:
+        return self.gives or self.file
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One benchmark: the fields are explained at the head of catalogue.yaml."""
+
+    name: str
+    title: str
+    reader: str
+    layout: str
+    split: str = ""
+    licence: str = "not known"
+    citation: str = ""
+    classes: int | None = None
+    images: Sequence[int | None] | int | None = None
+    download: tuple[Download, ...] = ()
+    home: str = ""
+    names: str = ""
+    only: str = ""
+    keep: str = "auto"
+    absent: Sequence[str] = ()
+    rename: dict[str, str] = field(default_factory=dict)
+    version: int = 1
+
+    def class_table(self) -> dict[str, str] | None:
+        """Official key -> readable name, in label order; None where only the raw files know the classes."""
+        if self.names == "imagenet":
+            return _imagenet(self.only or ("r" if self.reader == "imagenet_r" else ""))
+        return _listed(self.name)
+
+
+@cache
+def entries() -> dict[str, Entry]:
+    """Every benchmark that is fetched or laid out by hand, by name."""
+    import yaml
+
+    rows = yaml.safe_load((ASSETS / "catalogue.yaml").read_text(encoding="utf-8"))
+    return {
+        name: Entry(name, **row | {"download": tuple(Download(**one) for one in row.get("download", ()))})
+        for name, row in rows.items()
+    }
+
+
+def find(name: str, also: Sequence[str] = ()) -> Entry:
+    """The entry of this name. UserError with the nearest name for an unknown one; `also`: names known elsewhere."""
+    known = sorted([*entries(), *also])
+    if name not in entries():
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UserError(
+            f"benchmark {name!r} is unknown{meant}; known are {', '.join(known)}, folder:PATH and hf:owner/name."
+        )
+    return entries()[name]
+
+
+def tidy(key: str) -> str:
+    """A folder's name as people would say it: 001.Black_footed_Albatross -> Black footed Albatross."""
+    return " ".join(re.sub(r"^\d+[.\-_ ]+(?=\D)", "", key).replace("_", " ").split()) or key
+
+
+@cache
+def _listed(name: str) -> dict[str, str] | None:
+    path = ASSETS / "classes" / f"{name}.txt"
+    if not path.exists():
+        return None
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return {key: readable or key for key, _, readable in (line.partition("\t") for line in lines)}
+
+
+@cache
+def _imagenet(choice: str) -> dict[str, str]:
+    """wnid -> name from timm's tables, read as files (importing timm takes long); our own where that is ambiguous."""
+    tables = Path(importlib.util.find_spec("timm").submodule_search_locations[0]) / "data" / "_info"
+    wnids = (tables / f"imagenet{'_r' if choice == 'r' else ''}_synsets.txt").read_text().split()
+    if choice == "seed_1993":  # LUCIR's gen_imagenet_subset.py, whose ImageFolder sorts the chosen ones again
+        wnids = sorted(np.random.RandomState(1993).choice(wnids, 100, replace=False).tolist())
+    elif choice == "first_100":
+        wnids = wnids[:100]
+    lines = (tables / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines()
+    lemmas = {wnid: names.split(",")[0] for wnid, _, names in (line.partition("\t") for line in lines)}
+    return {wnid: _listed("imagenet").get(wnid, lemmas[wnid]) for wnid in wnids}
