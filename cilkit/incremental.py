@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cilkit import artifacts, backbones, lookahead, metrics, outputs
+from cilkit import artifacts, backbones, lookahead, metrics, outputs, results
 from cilkit.errors import Stopped, UserError
 from cilkit.outputs import Outputs
 from cilkit.phases import Phases
@@ -228,6 +228,7 @@ class _Record:
             "losses": self.losses,
         } | ({"look_ahead": self.ahead} if self.ahead else {})
         artifacts.write_json(self.folder / "run.json", settings)
+        results.summarise(self.folder)
 
 
 def _after(folder: Path, t: int) -> Path:

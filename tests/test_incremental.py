@@ -168,7 +168,7 @@ def test_features_found_elsewhere_are_not_made_again(stream):
     finder.find({part.source.key: backbones.extract(finder.backbone, part, "probe") for part in parts})
     finder.backbone.forwarded.clear()
     found = incremental.run_stream(finder, stream, None)
-    assert finder.backbone.forwarded == {} and finder.found == {"statistics", "test"}
+    assert finder.backbone.forwarded == {} and finder.found == {"statistics", "test", "probe"}
     for one, other in zip(expected, found, strict=True):
         np.testing.assert_allclose(one.heads["means"], other.heads["means"], atol=1e-4)
 

@@ -227,7 +227,7 @@ class Learner:
         this recipe: none of their images is forwarded again."""
         for key, array in features.items():
             self.bank.fill(key, array)
-        self.found = {"statistics", "test"}
+        self.found = {"statistics", "test", "probe"}
 
     def features(self, images: ImageSet | np.ndarray, kind: str) -> np.ndarray:
         """Features float32 (n, dim) in eval mode, without augmentation or gradients; never twice where the backbone is

@@ -58,6 +58,11 @@ def features(
     return artifacts.obtain("features", VERSION, identity, inputs, make, execution={"device": device})
 
 
+def opened(artifact: artifacts.Artifact) -> np.ndarray:
+    """float32 (n, dim), memory-mapped."""
+    return np.load(artifact.file(FEATURES), mmap_mode="r")
+
+
 def _pieces(network, images, kind: str, recipe, work: artifacts.Work) -> list:
     """The features piece by piece in scratch files; what an earlier attempt finished is not computed again."""
     from tqdm.auto import tqdm

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cilkit import artifacts
+from cilkit.artifacts import Artifact
 from cilkit.errors import UserError
 from cilkit.progress import Progress
 from cilkit.road.inputs import device_of, threads_set_to, upstream, verb_of
@@ -85,10 +86,15 @@ def run(
         images = upstream(images, "images")
         inputs["images"] = images.artifact
     name = learner if isinstance(learner, str) else learner.__name__
+    settings = learners.settings(learner, hyper)
+    found = {}
+    if learners.find(learner).frozen is True:  # always: its features are made once for all such runs
+        found = _found_features(stream, weights, settings, threads, device)
+    inputs |= {f"features_{part}": artifact for part, artifact in found.items()}
     identity = {
         "learner": name,
         "source": "" if isinstance(learner, str) else _source_digest(learner),
-        "hyper": learners.settings(learner, hyper),
+        "hyper": settings,
         "stream": stream.identity(),
         **weights.identity,
         "seed_init": seed_init,
@@ -101,11 +107,14 @@ def run(
     def make(work: artifacts.Work) -> None:
         from cilkit import incremental
         from cilkit.phases import Phases
+        from cilkit.road.features import opened
 
         with threads_set_to(threads):
             extra = {} if images is None else {"images": images}
             network = weights.load().to(device_of(device))
             made = learners.create(learner, network, seed_init=seed_init, seed_data=seed_data, **extra, **hyper)
+            if found:
+                made.find({getattr(stream.benchmark, part).source.key: opened(a) for part, a in found.items()})
             progress = Progress(f"{name} on {stream.benchmark.name}, order {stream.order_seed}")
             phases = Phases(str(network.device))
             incremental.run_stream(
@@ -266,6 +275,15 @@ def reference(
 
     artifact = artifacts.obtain("reference", REFERENCE_VERSION, identity, inputs, make)
     return json.loads(artifact.file("reference.json").read_text())
+
+
+def _found_features(stream, weights: Weights, settings: dict, threads: int, device: str) -> dict[str, Artifact]:
+    """The features artifacts of the parts of the benchmark that a stream shows, found or made."""
+    from cilkit.road.features import features
+
+    parts = ("train",) if stream.split else ("train", "test")
+    recipe, size = settings.get("recipe", "none"), settings.get("image_size", 0)
+    return {part: features(stream.benchmark, part, weights, recipe, size, threads, device) for part in parts}
 
 
 def _features(network, images, settings: dict):
