@@ -1,10 +1,10 @@
-"""Augmentation: local randomness only, no mirrored characters, and batches that partition an epoch."""
+"""Embedded recipes: local randomness only, no mirrored characters, and batches that partition an epoch."""
 
 import numpy as np
 import pytest
 import torch
 
-from cilkit.data.transforms import RECIPES, augment, batches, to_float
+from cilkit.data.transforms import RECIPES, Input, augment, batches, recipe, to_float
 from cilkit.errors import UserError
 
 
@@ -85,3 +85,31 @@ def test_batches_partition_the_epoch_and_derive_from_seed_and_epoch():
     assert np.concatenate(batches(23, 5, 1, 3)).tolist() != np.concatenate(cuts).tolist()
     assert [len(cut) for cut in batches(23, 5, 1, 2, drop_last=True)] == [5, 5, 5, 5]
     assert [len(cut) for cut in batches(20, 5, 1, 2, drop_last=True)] == [5] * 4
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_embedded_recipe_is_bit_equal_to_augmenting_the_images_at_their_own_size(name):
+    images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
+    r = recipe(name, Input(224, mean, std))  # what the backbone was configured for does not matter here
+    expected = augment(to_float(images, mean, std), name, generator(4))
+    for given in (images, list(images)):
+        assert torch.equal(r.train(given, generator(4)), expected)
+        assert torch.equal(r.test(given), to_float(images, mean, std))
+    assert r.size == 0 and r.mean == mean and r.std == std and r.augments == (name != "none")
+
+
+def test_an_embedded_recipe_takes_other_images_when_a_size_is_given():
+    images = [np.full((40, 60, 3), 51, np.uint8), np.full((32, 32, 3), 102, np.uint8)]
+    with pytest.raises(UserError, match="several sizes.*set image_size, or take a recipe that resizes"):
+        recipe("digits", Input()).train(images, generator())
+    batch = recipe("none", Input(), image_size=32).train(images, generator())
+    expected = torch.tensor([51 / 127.5 - 1, 102 / 127.5 - 1]).view(2, 1, 1, 1).expand(2, 3, 32, 32)
+    torch.testing.assert_close(batch, expected)
+    assert torch.equal(
+        recipe("none", Input(), image_size=32).test(images[1:]), to_float(images[1][None], *[(0.5,) * 3] * 2)
+    )
+
+
+def test_no_image_makes_an_empty_batch():
+    assert recipe("timm", Input(24)).train([], generator()).shape == (0, 3, 24, 24)
