@@ -91,19 +91,20 @@ def test_batches_partition_the_epoch_and_derive_from_seed_and_epoch():
 def test_an_embedded_recipe_is_bit_equal_to_augmenting_the_images_at_their_own_size(name):
     images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
-    r = recipe(name, Input(224, mean, std))  # what the backbone was configured for does not matter here
     expected = augment(to_float(images, mean, std), name, generator(4))
-    for given in (images, list(images)):
-        assert torch.equal(r.train(given, generator(4)), expected)
-        assert torch.equal(r.test(given), to_float(images, mean, std))
-    assert r.size == 0 and r.mean == mean and r.std == std and r.augments == (name != "none")
+    for size in (0, 32):
+        r = recipe(name, Input(size, mean, std))
+        for given in (images, list(images)):
+            assert torch.equal(r.train(given, generator(4)), expected)
+            assert torch.equal(r.test(given), to_float(images, mean, std))
+        assert r.size == size and r.mean == mean and r.std == std and r.augments == (name != "none")
 
 
 def test_an_embedded_recipe_takes_other_images_when_a_size_is_given():
     images = [np.full((40, 60, 3), 51, np.uint8), np.full((32, 32, 3), 102, np.uint8)]
     with pytest.raises(UserError, match="several sizes.*set image_size, or take a recipe that resizes"):
         recipe("digits", Input()).train(images, generator())
-    batch = recipe("none", Input(), image_size=32).train(images, generator())
+    batch = recipe("none", Input(32)).train(images, generator())
     expected = torch.tensor([51 / 127.5 - 1, 102 / 127.5 - 1]).view(2, 1, 1, 1).expand(2, 3, 32, 32)
     torch.testing.assert_close(batch, expected)
     assert torch.equal(

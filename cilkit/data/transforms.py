@@ -73,12 +73,12 @@ class Recipe:
 def recipe(name: str, input: Input, image_size: int = 0) -> Recipe:
     """The recipe of that name for a backbone's input; `image_size` 0: the input's own, else the preset's.
 
-    The embedded recipes keep the images' own size unless `image_size` is given.
+    An embedded recipe keeps the images' own size where neither says one.
     UserError for an unknown name (with a near one).
     """
     if name in RECIPES:
         embedded = Preset("cilkit.data.augment", size=1, short=1, mean=tuple(input.mean), std=tuple(input.std))
-        return Recipe(name, image_size, embedded)
+        return Recipe(name, image_size or input.size, embedded)
     if name not in recipes.PRESETS:
         known = [*RECIPES, *recipes.PRESETS]
         near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
