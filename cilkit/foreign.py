@@ -15,7 +15,7 @@ import numpy as np
 from cilkit import metrics
 from cilkit.errors import UserError
 
-LINE = re.compile(r"\[\w+\.py\] => (.*)")
+LINE = re.compile(r"\[trainer\.py\] => (.*)")
 SETTING = re.compile(r"(\w+): (.*)")
 ROW = re.compile(r"(CNN|NME|Group Accuracies)(?: after this task)?: (\{.*\})")
 CURVE = re.compile(r"(?:(CNN|NME) )?(top1|top5|Top1|Ave Acc) curve: (\[.*\])")

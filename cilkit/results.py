@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cilkit import artifacts, calibration, metrics
+from cilkit import artifacts, calibration, metrics, outputs
 from cilkit.errors import UserError
 from cilkit.foreign import Foreign
 from cilkit.runs import Run
@@ -53,6 +53,12 @@ def summarise(folder: str | Path) -> Path:
     return artifacts.write_json(run.folder / SUMMARY, summary)
 
 
+def class_accuracy(run: Run, head: str) -> np.ndarray:
+    """(tasks, classes) in percent, from the run's summary where it has one. See `Run.class_accuracy`."""
+    path = run.folder / f"class_accuracy_{head}.npy"
+    return outputs.load_npy(path) if path.exists() else run.class_accuracy(head)
+
+
 def row(
     source, head: str | None = None, groups: Mapping[str, str] | None = None, cumulative: Run | None = None
 ) -> dict:
@@ -72,7 +78,7 @@ def row(
     line |= {name: run.settings.get(name) for name in SEEDS[1:]}
     line |= {"tasks": run.n_tasks, "classes": len(run.class_names), "increments": _increments(run.increments)} | known
     if groups is not None:
-        last, of_class = run.class_accuracy(head)[-1], np.array([groups.get(name, "") for name in run.class_names])
+        last, of_class = class_accuracy(run, head)[-1], np.array([groups.get(name, "") for name in run.class_names])
         line |= {f"last accuracy, {g}": float(np.nanmean(last[of_class == g])) for g in sorted({*groups.values()})}
     if cumulative is not None:
         matrices = run.accuracy_of(head), cumulative.accuracy_of(cumulative.default_head)
@@ -108,11 +114,14 @@ def compare(
 
     name = by if isinstance(by, str) else " / ".join(by)
     arm = table[by] if isinstance(by, str) else table[list(by)].astype(str).agg(" / ".join, axis=1)
-    unit = table[[column for column in over if column in table]].astype(str).agg(", ".join, axis=1)
+    shared = [column for column in over if column in table]
+    if not shared:
+        raise UserError(f"the table has none of the columns {', '.join(over)}; name in `over` what a pair shares.")
+    unit = table[shared].astype(str).agg(", ".join, axis=1)
     long = pd.DataFrame({"arm": arm, "unit": unit, "value": table[value]}).dropna(subset=["value"])
     if (twice := long.duplicated(["arm", "unit"])).any():
         arm, unit = long.loc[twice, ["arm", "unit"]].iloc[0]
-        raise UserError(f"{name} {arm!r} has several runs of {', '.join(over)} = {unit}; tell them apart in `by`.")
+        raise UserError(f"{name} {arm!r} has several runs of {', '.join(shared)} = {unit}; tell them apart in `by`.")
     wide = long.pivot(index="unit", columns="arm", values="value")[list(dict.fromkeys(long["arm"]))]
     if baseline and baseline not in wide:
         raise UserError(f"baseline {baseline!r} is not among the arms {', '.join(wide)}.")

@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-from fake_run import write_run
+from fake_run import write_domain_run, write_run
 
 from cilkit import analysis, metrics, probes
 from cilkit.errors import UserError
+from cilkit.outputs import Keep
 from cilkit.runs import Run
 
 
@@ -124,6 +125,65 @@ def test_arms_are_compared_on_the_orders_they_share():
     assert compared.loc["foreseen", "orders"] == 4 and compared.loc["none", "difference"] == 0.0
     with pytest.raises(UserError, match="baseline 'nothing'"):
         analysis.compare_arms(table, "last", baseline="nothing")
+
+
+# ---------------------------------------------------------------- compact outputs, how sure, what it cost
+
+
+TABLES = [
+    analysis.forgetting_by_task,
+    analysis.accuracy_by_class,
+    analysis.forgetting_by_class,
+    analysis.accuracy_by_stage,
+    analysis.confusion_flow,
+    analysis.confusion_between_classes,
+    analysis.recency_bias,
+    analysis.takers,
+    analysis.task_known,
+    analysis.reliability,
+    analysis.calibration_by_stage,
+]
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)
+def test_every_table_comes_out_of_compact_outputs_as_well(tmp_path, run, table):
+    kept = {"increments": (2, 2, 2), "recency": 4.0, "keep": Keep(logits=False)}
+    compact = Run(write_run(tmp_path / "compact", **kept))
+    pd.testing.assert_frame_equal(table(compact, head="raw"), table(run, head="raw"))
+
+
+def test_drift_and_confusion_between_tasks_of_compact_outputs(tmp_path, run):
+    compact = Run(write_run(tmp_path / "compact", increments=(2, 2, 2), recency=4.0, keep=Keep(logits=False)))
+    pd.testing.assert_frame_equal(analysis.class_mean_drift(compact), analysis.class_mean_drift(run))
+    pd.testing.assert_frame_equal(analysis.feature_similarity(compact), analysis.feature_similarity(run))
+    pd.testing.assert_frame_equal(analysis.confusion_between_tasks(compact), analysis.confusion_between_tasks(run))
+
+
+def test_confusion_between_classes_has_the_accuracies_on_its_diagonal(run):
+    for t in range(3):
+        table = analysis.confusion_between_classes(run, t, "raw")
+        np.testing.assert_allclose(table.sum(axis=1), 100)
+        np.testing.assert_allclose(np.diag(table), analysis.accuracy_by_class(run, "raw").iloc[t, : len(table)])
+
+
+def test_calibration_over_time_agrees_with_the_reliability_table(run):
+    table, bins = analysis.calibration_by_stage(run, "raw"), analysis.reliability(run, 1, "raw")
+    gaps = bins["images"] * (bins["accuracy"] - bins["confidence"]).abs()
+    assert table["calibration_error"][1] == pytest.approx(gaps.sum() / len(run.labels(1)))
+    assert table["top_5_accuracy"].iloc[:2].tolist() == [100, 100]  # two and four classes
+
+
+def test_a_domain_stream_has_tables_of_classes_but_none_of_the_predictions_task(tmp_path):
+    run = Run(write_domain_run(tmp_path / "run"))
+    assert analysis.curves({"a": (run, None)}, 1993)["after_task"].tolist() == [1, 2, 3]
+    assert analysis.forgetting_by_task(run)["learned"].tolist() == np.diag(run.accuracy)[:-1].tolist()
+    assert analysis.accuracy_by_class(run).notna().all().all()
+    for table in (analysis.confusion_flow, analysis.confusion_between_tasks, analysis.recency_bias):
+        with pytest.raises(UserError, match="share their classes"):
+            table(run)
+    assert analysis.phases({"a": run}).to_dict("records") == [
+        {"arm": "a", "phase": "train", "seconds": 2.5, "peak_bytes": 1000, "calls": 3}
+    ]
 
 
 # ---------------------------------------------------------------- probes

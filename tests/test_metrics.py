@@ -121,3 +121,93 @@ def test_pairing_removes_what_the_orders_share():
     assert paired.mean == 2.0 and paired.half_width == 0.0
     with pytest.raises(UserError, match="cannot be paired"):
         metrics.paired_interval([1.0], [1.0, 2.0])
+
+
+# ---------------------------------------------------------------- against a slow reference, on 200 random matrices
+
+
+def slow_figures(rows, counts):
+    """Every figure by loops over a list of rows, row t with t + 1 accuracies, as its definition reads."""
+    T = len(rows)
+    old, later = range(T - 1), [(t, i) for t in range(T) for i in range(t)]
+
+    def stage(t, weighted):
+        weights = [counts[i] if weighted else 1 for i in range(t + 1)]
+        return sum(w * a for w, a in zip(weights, rows[t], strict=True)) / sum(weights)
+
+    def mean(values):
+        values = list(values)
+        return sum(values) / len(values) if values else math.nan
+
+    return {
+        "last accuracy": stage(T - 1, True),
+        "average incremental accuracy": mean(stage(t, True) for t in range(T)),
+        "last accuracy (task mean)": stage(T - 1, False),
+        "average incremental accuracy (task mean)": mean(stage(t, False) for t in range(T)),
+        "forgetting (max before last)": mean(max(rows[t][i] for t in range(i, T - 1)) - rows[T - 1][i] for i in old),
+        "forgetting (max)": mean(max(rows[t][i] for t in range(i, T)) - rows[T - 1][i] for i in old),
+        "forgetting (first)": mean(rows[i][i] - rows[T - 1][i] for i in old),
+        "backward transfer (final)": mean(rows[T - 1][i] - rows[i][i] for i in old),
+        "backward transfer (all stages)": mean(rows[t][i] - rows[i][i] for t, i in later),
+        "learning accuracy": mean(rows[i][i] for i in range(T)),
+    }
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_every_figure_of_a_random_matrix_equals_its_definition(seed):
+    random = np.random.default_rng(seed)
+    T = int(random.integers(1, 12))
+    full, counts = random.uniform(0, 100, (T, T)), random.integers(1, 500, T)
+    rows = [full[t, : t + 1].tolist() for t in range(T)]
+    expected, found = slow_figures(rows, counts.tolist()), metrics.figures(full, counts)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-9, abs=1e-9, nan_ok=True), name
+    assert metrics.figures(full).keys() == {n for n in expected if n not in list(expected)[:2]}
+    baseline, reference = random.uniform(0, 100, T), random.uniform(0, 100, (T, T))
+    if T > 1:
+        ahead = sum(full[i - 1, i] - baseline[i] for i in range(1, T)) / (T - 1)
+        assert metrics.forward_transfer(full, baseline) == pytest.approx(ahead)
+    slow = sum(reference[k, k] - full[k, k] for k in range(T)) / T
+    assert metrics.intransigence(full, reference) == pytest.approx(slow)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_figures_from_predictions_equal_scikit_learn_and_torchmetrics(seed):
+    import torch
+    from sklearn import metrics as theirs
+    from torchmetrics.functional.classification import multiclass_accuracy
+
+    from cilkit.outputs import Scores
+
+    random = np.random.default_rng(seed)
+    logits, labels = random.normal(size=(500, 30)).astype(np.float32), random.integers(0, 30, 500)
+    predicted, scores = logits.argmax(1), Scores.of(logits, labels, np.zeros(30, int))
+    top = theirs.top_k_accuracy_score(labels, logits, k=5, labels=range(30))
+    assert metrics.top_k_accuracy(scores.rank, 5) == pytest.approx(100 * top)
+    by_class = multiclass_accuracy(torch.tensor(predicted), torch.tensor(labels), 30, average=None).numpy()
+    np.testing.assert_allclose(metrics.class_accuracy(predicted, labels, 30), 100 * by_class, rtol=1e-6)
+    expected = theirs.confusion_matrix(labels, predicted, labels=range(30))
+    np.testing.assert_array_equal(metrics.confusion_matrix(predicted, labels, 30), expected)
+    assert metrics.top_k_accuracy(scores.rank, 1) == pytest.approx(100 * theirs.accuracy_score(labels, predicted))
+
+
+def test_forward_transfer_needs_the_accuracy_on_the_next_task():
+    full = np.array([[90, 40, 35], [85, 92, 50], [80, 88, 94.0]])
+    assert metrics.forward_transfer(full, 25.0) == pytest.approx((40 + 50) / 2 - 25)
+    with pytest.raises(UserError, match="task 2 was not tested before it was learnt"):
+        metrics.forward_transfer(TABLE, 10.0)
+    with pytest.raises(UserError, match="not square"):
+        metrics.forward_transfer(full[:2], 25.0)
+
+
+def test_intransigence_is_what_the_newest_task_lacks():
+    reference = np.where(np.isnan(TABLE), NAN, 99.0)
+    np.testing.assert_allclose(metrics.intransigence_by_task(TABLE, reference), [1, 4, 9, 3, 6])
+    with pytest.raises(UserError, match="a reference of 4 tasks does not fit 5"):
+        metrics.intransigence(TABLE, reference[:4, :4])
+
+
+def test_accuracy_by_task_where_the_task_does_not_follow_from_the_class():
+    labels, tasks = np.array([0, 1, 0, 1]), np.array([0, 0, 2, 2])
+    np.testing.assert_allclose(metrics.accuracy_by_task([0, 0, 0, 1], labels, tasks, 3), [50, NAN, 100])

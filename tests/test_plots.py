@@ -36,6 +36,11 @@ def pictures(n=12):
     return np.random.default_rng(0).integers(0, 256, (n, 16, 16, 3), dtype=np.uint8)
 
 
+def phases_table():
+    rows = [(arm, phase, 10.0 * k, 2**20 * k, 1) for arm in ARMS for k, phase in enumerate(("train", "test"), 1)]
+    return pd.DataFrame(rows, columns=["arm", "phase", "seconds", "peak_bytes", "calls"])
+
+
 def figures_of(run):
     groups = dict.fromkeys(run.class_names[:3], "foreseen") | dict.fromkeys(run.class_names[3:], "unforeseen")
     points = np.random.default_rng(0).normal(size=(60, 5))
@@ -53,6 +58,12 @@ def figures_of(run):
         ),
         "confusion_flow": plots.confusion_flow(analysis.confusion_flow(run)),
         "drift_curves": plots.drift_curves(analysis.class_mean_drift(run)),
+        "class_accuracy_map": plots.class_accuracy_map(analysis.accuracy_by_class(run)),
+        "class_accuracy_map_of_many": plots.class_accuracy_map(pd.DataFrame(np.eye(10, 100) * 100)),
+        "reliability_diagram": plots.reliability_diagram(
+            {"aligned": analysis.reliability(run), "raw": analysis.reliability(run, head="raw")}, chance=16.7
+        ),
+        "phase_bars": plots.phase_bars(phases_table()),
         "contact_sheet": plots.contact_sheet(pictures(), columns=4, rows=["digit zero", "digit one", "digit two"]),
         "domain_scatter": plots.domain_scatter(analysis.projection(points, points + 1)),
         "histograms": plots.histograms({"real": statistics, "painted": statistics}, "Image statistics"),
@@ -102,6 +113,22 @@ def test_bars_are_as_high_as_the_table_says(run, figures):
     np.testing.assert_allclose(heights.T, table[list(analysis.FATES)])
     lost = [bar.get_height() for bar in figures["forgetting_of_tasks"].axes[0].patches]
     np.testing.assert_allclose(lost, analysis.forgetting_by_task(run)["forgetting_max_before_last"])
+
+
+def test_reliability_draws_a_point_a_bin_and_the_diagonal(run, figures):
+    above, below = figures["reliability_diagram"].axes
+    lines = {line.get_label().split(" ")[0]: line for line in above.get_lines()}
+    table = analysis.reliability(run, head="raw")
+    np.testing.assert_allclose(lines["raw"].get_xydata(), table[["confidence", "accuracy"]])
+    np.testing.assert_array_equal(lines["as"].get_xydata(), [[0, 0], [100, 100]])
+    np.testing.assert_allclose(sum(below.get_lines()[1].get_ydata()), 100)
+    assert above.get_ylabel() == "accuracy (%)" and below.get_xlabel() == "mean confidence of the bin (%)"
+
+
+def test_phases_are_as_long_as_the_table_says(figures):
+    seconds, memory = figures["phase_bars"].axes
+    assert [bar.get_width() for bar in seconds.patches] == [10, 20] * 3
+    assert [bar.get_width() for bar in memory.patches] == [1, 2] * 3 and memory.get_xlabel() == "peak memory (MiB)"
 
 
 def test_curves_keep_the_order_of_the_arms(figures):
