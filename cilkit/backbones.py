@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 DEFAULT_ARCH = "small_resnet"  # a preset of cilkit.architectures
 KINDS = ("student", "teacher", "statistics", "test", "query", "probe")
 WEIGHTS, CONFIG, ATTACHED = "model.safetensors", "config.json", "attached.safetensors"
+CUTTING = ("interpolation", "crop_pct", "crop_mode")  # timm's names for how an image comes to the input's size
 FILES = (".safetensors", ".pth", ".pt", ".bin", ".tar")  # single files of weights; all but the first by weights_only
 
 
@@ -94,6 +95,12 @@ class Backbone(nn.Module):
             for module in self.norms:
                 module.eval()
 
+    def mark_trained(self) -> None:
+        """Weights that come trained bring running statistics, even where a conversion did not count the batches."""
+        for module in self.norms:
+            if module.num_batches_tracked is not None:
+                module.num_batches_tracked.clamp_(min=1)
+
     def renew_final_norm(self) -> None:
         """A new final LayerNorm, weight 1, bias 0, eps 1e-5: SLCA's quirk (read in its convs/vits.py)."""
         norm = getattr(self.model, "norm", None)
@@ -120,8 +127,8 @@ def _input_of(model: nn.Module, model_args: dict[str, Any], trained: bool = Fals
     fixed = trained or model.pretrained_cfg.get("fixed_input_size", False)
     size = model_args.get("img_size") or (config["input_size"][-1] if fixed else 0)
     size = size if isinstance(size, int) else size[-1]
-    mean, std = tuple(config["mean"]), tuple(config["std"])
-    return Input(size, mean, std, config["interpolation"], config["crop_pct"])
+    config |= {"size": size, "mean": tuple(config["mean"]), "std": tuple(config["std"])}
+    return Input(**{name: config[name] for name in asdict(Input())})
 
 
 def create(arch: str = DEFAULT_ARCH, seed: int = 0, model_args: dict[str, Any] | None = None) -> Backbone:
@@ -178,10 +185,10 @@ def save(backbone: Backbone, folder: str | Path, meta: dict[str, Any] | None = N
         "first_conv": own.get("first_conv"),
     }
     given, untrained = asdict(backbone.input), asdict(_input_of(backbone.model, backbone.model_args))
-    given = {name: given[name] for name in ("size", "interpolation", "crop_pct") if given[name] != untrained[name]}
+    given = {name: given[name] for name in ("size", *CUTTING) if given[name] != untrained[name]}
     if "size" in given:
         pretrained_cfg["input_size"] = [3, given["size"], given["size"]]
-    pretrained_cfg |= {name: given[name] for name in ("interpolation", "crop_pct") if name in given}
+    pretrained_cfg |= {name: given[name] for name in CUTTING if name in given}
     card = {
         "architecture": backbone.arch,
         "num_classes": 0,
@@ -254,6 +261,8 @@ def _load_folder(folder: Path) -> Backbone:
         backbone.renew_final_norm()
     _fit(backbone, weights, folder)
     backbone.input = _input_in(card, backbone.input)
+    if "cilkit" not in card:
+        backbone.mark_trained()
     if card.get("attached"):
         from cilkit import attachments
 
@@ -271,7 +280,7 @@ def _input_in(card: dict[str, Any], untrained: Input) -> Input:
     given = {name: tuple(cfg[name]) for name in ("mean", "std") if name in cfg}
     if "cilkit" in card:
         return replace(untrained, **given, **card.get("input", {}))
-    given |= {name: cfg[name] for name in ("interpolation", "crop_pct") if name in cfg}
+    given |= {name: cfg[name] for name in CUTTING if name in cfg}
     if "input_size" in cfg and "img_size" not in card.get("model_args", {}):
         given["size"] = cfg["input_size"][-1]
     return replace(untrained, **given)
@@ -284,6 +293,7 @@ def _load_file(path: Path, arch: str, model_args: dict[str, Any] | None) -> Back
     backbone = create(arch, 0, model_args)
     _fit(backbone, weights, path)
     backbone.input = _input_of(backbone.model, backbone.model_args, trained=True)
+    backbone.mark_trained()
     backbone.tag = f"{path.name}@{digest}"
     return backbone
 
@@ -324,6 +334,7 @@ def _load_named(name: str, model_args: dict[str, Any] | None = None) -> Backbone
     stored = _headless(stored) | (model_args or {})
     backbone = Backbone(model, name if timm.is_model(name) else cfg["architecture"], stored, tag)
     backbone.input = _input_of(model, stored, trained=True)
+    backbone.mark_trained()
     return backbone
 
 

@@ -208,6 +208,7 @@ def test_a_file_of_weights_needs_its_architecture(half, tmp_path, images):
     np.testing.assert_allclose(found, expected, atol=1e-2 if half else 0)
     assert again.model.conv1[0].weight.dtype == torch.float32
     assert again.tag == f"mine.safetensors@{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
+    assert all(int(norm.num_batches_tracked) == 1 for norm in again.norms)  # running statistics come with the weights
     with pytest.raises(UserError, match="no architecture"):
         backbones.load(file)
     with pytest.raises(UserError, match="no backbone at"):
