@@ -7,7 +7,6 @@ import pytest
 
 from cilkit.data import benchmarks, embedded
 
-
 GOLDEN = {
     "digits": ("55ec9e165089d86c", "ac78f8cedd3d9563"),
     "digits_photo": ("c6dfbab414c2c25b", "ab4c33c68e631534"),

@@ -132,12 +132,12 @@ def load(
         )
         memory and memory.keep(listing, identity["raw"])
     facts = json.loads(artifact.file("benchmark.json").read_text())
-    if not facts["complete"] and not partial and not facts["skipped"]:
+    if not facts["complete"] and not partial:
         raise UserError(f"{home} holds only a part of {entry.title}; complete it, or load it with partial=True.")
     train, test = (cache.open(artifact.path / part, facts["class_names"]) for part in PARTS)
     source = ", ".join(filter(None, [entry.title, facts["split"]]))
-    told = entry.licence, entry.citation
-    return Benchmark(name, train, test, source, *told, artifact, entry.title, facts["complete"], facts["skipped"])
+    whole, skipped = facts["complete"] and not facts["skipped"], facts["skipped"]
+    return Benchmark(name, train, test, source, entry.licence, entry.citation, artifact, entry.title, whole, skipped)
 
 
 def _embedded(name: str) -> Benchmark:
@@ -309,8 +309,7 @@ def _build(folder: Path, listing: Listing, facts: dict, identity: dict, workers:
         )
         report = cache.build(raw, folder / part, identity["keep"], identity["bad_images"], workers)
         skipped += [place.removeprefix(home) for place in report["skipped"]]
-    facts = facts | {"skipped": skipped, "complete": facts["complete"] and not skipped}
-    artifacts.write_json(folder / "benchmark.json", facts)
+    artifacts.write_json(folder / "benchmark.json", facts | {"skipped": skipped})
 
 
 def _fingerprint(listing: Listing) -> str:
