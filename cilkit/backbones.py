@@ -301,16 +301,13 @@ def _load_file(path: Path, arch: str, model_args: dict[str, Any] | None) -> Back
 def _load_preset(spec: str, model_args: dict[str, Any] | None) -> Backbone:
     name, _, file = spec.partition(":")
     preset = architectures.WEIGHTS[name]
-    if preset.file and not file:
-        raise UserError(f"timm has no weights for {name!r}; bring the file {preset.file} and write '{name}:FILE'")
-    if file and not Path(file).is_file():
-        raise UserError(f"{spec!r} names the file {file}, which does not exist; check its path")
-    if file:
-        backbone = _load_file(Path(file), preset.arch, model_args)
-        backbone.tag = f"{name}:{backbone.tag}"
-    else:
-        backbone = _load_named(preset.arch, model_args)
-        backbone.tag = name
+    if (file or preset.file) and not Path(file).is_file():
+        needed = (
+            f"the weights {preset.file}, which timm does not have" if preset.file else f"{file}, which is not there"
+        )
+        raise UserError(f"{spec!r} needs {needed}; write '{name}:FILE'")
+    backbone = _load_file(Path(file), preset.arch, model_args) if file else _load_named(preset.arch, model_args)
+    backbone.tag = f"{name}:{backbone.tag}" if file else name
     if preset.fresh_norm:
         backbone.renew_final_norm()
     return backbone
@@ -375,8 +372,8 @@ def _fit(backbone: Backbone, weights: dict[str, torch.Tensor], where: Path) -> N
         if name in weights and weights[name].shape != value.shape
     ]
     if wrong:
-        more = f" (and {len(wrong) - 1} more differences)" if len(wrong) > 1 else ""
-        raise UserError(f"the weights in {where} do not fit {backbone.arch!r}: {wrong[0]}{more}")
+        count = f" (the first of {len(wrong)} differences)" if len(wrong) > 1 else ""
+        raise UserError(f"the weights in {where} do not fit {backbone.arch!r}: {wrong[0]}{count}")
     backbone.model.load_state_dict(weights)
 
 
