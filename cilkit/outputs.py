@@ -79,7 +79,8 @@ class Scores:
     def of(cls, logits: np.ndarray, labels: np.ndarray, task_of_class: Sequence[int]) -> "Scores":
         """From logits (n, seen); labels: int64 (n,); task_of_class: the task of each class, at least (seen,)."""
         labels, tasks = np.asarray(labels), np.asarray(task_of_class)[: logits.shape[1]]
-        pieces = [slice(start, start + 4096) for start in range(0, max(1, len(labels)), 4096)]  # bounds the memory
+        step = 1 + 2**22 // logits.shape[1]  # images at a time: the memory stays below 100 MB
+        pieces = [slice(start, start + step) for start in range(0, max(1, len(labels)), step)]
         rows = [_scores(np.asarray(logits[piece]), labels[piece], tasks) for piece in pieces]
         return cls(*(np.concatenate(columns) for columns in zip(*rows, strict=True)))
 
@@ -174,7 +175,7 @@ def plan(
     cap: int = CAP,
     keep: Collection[str] = (),
 ) -> Keep:
-    """What is kept under the cap: logits before features before the backbone; what `keep` names always is.
+    """What is kept: what `keep` names, and under the cap logits before features before the backbone.
 
     images_after, seen_after: test images and classes known after each task; dim: numbers a feature (0: none).
     """
@@ -182,18 +183,18 @@ def plan(
         if name not in KEEPABLE:
             raise UserError(f"{name!r} cannot be kept; choose among {', '.join(KEEPABLE)}.")
     images, seen, blocks = np.array(images_after), np.array(seen_after), np.arange(len(seen_after)) + 1
-    two = np.where(seen <= 2**16, 2, 4)
-    row = 2 * two + 4 + 8 + 8 + np.minimum(TOP, seen) * (two + 4) + blocks * (two + 4)
+    whole = np.where(seen <= 2**16, 2, 4)  # bytes of a class number
+    row = 2 * whole + 4 + 8 + 8 + (np.minimum(TOP, seen) + blocks) * (whole + 4)
     compact = heads * int((images * row).sum())
-    whole = heads * int((images * seen).sum()) * 4
-    prices = {"logits": whole - compact, "features": int(images.sum()) * dim * 4, "backbone": int(backbone_bytes)}
-    chosen = {name: name in keep for name in prices}
-    total = 16 * int(images.sum()) + compact + sum(prices[name] for name in keep)
+    prices = {"logits": heads * int((images * seen).sum()) * 4 - compact}  # what they add; negative for few classes
+    prices |= {"features": int(images.sum()) * dim * 4, "backbone": int(backbone_bytes)}
+    total = 16 * int(images.sum()) + compact
+    chosen, asked = [], sum(prices[name] for name in {*keep})
     for name, price in prices.items():
-        if not chosen[name] and total + price <= cap:
-            chosen[name] = True
-            total += price
-    return Keep(**chosen, bytes=total)
+        if name in keep or total + price <= cap:
+            chosen.append(name)
+            total += 0 if name in keep else price
+    return Keep(*(name in chosen for name in KEEPABLE), bytes=total + asked)
 
 
 def write(folder: str | Path, outputs: Outputs, task_of_class: Sequence[int], keep: Keep) -> None:

@@ -239,29 +239,13 @@ def reliability_diagram(
     return figure
 
 
-@styled
-def phase_bars(table: "pd.DataFrame", title: str = "What each phase took") -> "Figure":
-    """Seconds and peak memory of each phase, a bar an arm. table: `analysis.phases`."""
-    from matplotlib.figure import Figure
-
-    phases, arms = list(dict.fromkeys(table["phase"])), _by_arm(table)
-    figure = Figure(figsize=(7.0, 0.26 * len(phases) * len(arms) + 1.4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for place, (arm, rows) in enumerate(arms):
-        rows = rows.set_index("phase").reindex(phases)
-        at = np.arange(len(phases)) + (place - (len(arms) - 1) / 2) * 0.8 / len(arms)
-        style = {"height": 0.74 / len(arms), "color": plotstyle.colour(place), "label": arm}
-        left.barh(at, rows["seconds"], **style)
-        right.barh(at, rows["peak_bytes"] / 2**20, **style)
-    left.set(xlabel="seconds", title=title)
-    left.set_yticks(range(len(phases)), phases)
-    left.invert_yaxis()
-    right.set_xlabel("peak memory (MiB)")
-    for axes in (left, right):
-        axes.grid(axis="y", visible=False)
-    if len(arms) > 1:
-        plotstyle.legend_beside(right)
-    return figure
+def phase_bars(table: "pd.DataFrame", value: str = "seconds", title: str = "What each phase took") -> "Figure":
+    """A group of bars a phase, a bar an arm; value: "seconds" or "peak_bytes". table: `analysis.phases`."""
+    units = {"seconds": (1, "seconds"), "peak_bytes": (2**20, "peak memory (MiB)")}
+    scale, ylabel = units[value]
+    wide = table.pivot(index="phase", columns="arm", values=value).loc[list(dict.fromkeys(table["phase"]))] / scale
+    arms = {arm: arm for arm, _ in _by_arm(table)}
+    return group_bars(wide.reset_index(), "phase", arms, ylabel=ylabel, title=title)
 
 
 # ---------------------------------------------------------------- images

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cilkit import artifacts, calibration, metrics, outputs
+from cilkit import artifacts, calibration, metrics
 from cilkit.errors import UserError
 from cilkit.foreign import Foreign
 from cilkit.runs import Run
@@ -49,14 +49,8 @@ def summarise(folder: str | Path) -> Path:
     run = Run(folder)
     for head in run.heads:
         artifacts.save_npy(run.folder / f"class_accuracy_{head}.npy", run.class_accuracy(head))
-    summary = {head: _without_nan(figures(run, head)) for head in run.heads}
+    summary = {head: list(_without_nan(figures(run, head)).items()) for head in run.heads}  # in their order
     return artifacts.write_json(run.folder / SUMMARY, summary)
-
-
-def class_accuracy(run: Run, head: str) -> np.ndarray:
-    """(tasks, classes) in percent, from the run's summary where it has one. See `Run.class_accuracy`."""
-    path = run.folder / f"class_accuracy_{head}.npy"
-    return outputs.load_npy(path) if path.exists() else run.class_accuracy(head)
 
 
 def row(
@@ -72,13 +66,13 @@ def row(
     run = source if isinstance(source, Run) else Run(source)
     head = head or run.default_head
     path, stream = run.folder / SUMMARY, run.settings.get("stream", {})
-    known = json.loads(path.read_text())[head] if path.exists() else _without_nan(figures(run, head))
+    known = dict(json.loads(path.read_text())[head]) if path.exists() else _without_nan(figures(run, head))
     line = {"learner": run.learner, "head": head, "benchmark": stream.get("benchmark", ""), "protocol": run.protocol}
     line |= {"stream": stream.get("kind", ""), "backbone": run.backbone_tag, "order_seed": stream.get("order_seed")}
     line |= {name: run.settings.get(name) for name in SEEDS[1:]}
     line |= {"tasks": run.n_tasks, "classes": len(run.class_names), "increments": _increments(run.increments)} | known
     if groups is not None:
-        last, of_class = class_accuracy(run, head)[-1], np.array([groups.get(name, "") for name in run.class_names])
+        last, of_class = run.class_accuracy(head)[-1], np.array([groups.get(name, "") for name in run.class_names])
         line |= {f"last accuracy, {g}": float(np.nanmean(last[of_class == g])) for g in sorted({*groups.values()})}
     if cumulative is not None:
         matrices = run.accuracy_of(head), cumulative.accuracy_of(cumulative.default_head)

@@ -3,7 +3,7 @@
 run.json                          learner, hyper, stream, class_names, increments, heads, default_head, forwards, …
 accuracy_<head>.csv               (tasks, tasks) in percent, empty above the diagonal
 after_00/ …                       outputs after each task, whole or compact (`cilkit.outputs` has their layout)
-summary.json                      every figure of every head (`cilkit.results.summarise`)
+summary.json                      every figure of every head; class_accuracy_<head>.npy, (tasks, classes)
 backbone/                         the final backbone, timm's local-dir layout, where the run kept it
 measured.json                     seconds and peak memory by phase, host, dates
 """
@@ -179,6 +179,8 @@ class Run:
 
     def class_accuracy(self, head: str) -> np.ndarray:
         """(tasks, classes) in percent after each task, on images of the tasks learnt; NaN where a class has none."""
+        if (path := self.folder / f"class_accuracy_{head}.npy").exists():
+            return outputs.load_npy(path)
         rows = []
         for t in range(self.n_tasks):
             learnt = self.tasks_of(t) <= t

@@ -64,6 +64,7 @@ def figures_of(run):
             {"aligned": analysis.reliability(run), "raw": analysis.reliability(run, head="raw")}, chance=16.7
         ),
         "phase_bars": plots.phase_bars(phases_table()),
+        "phase_bars_of_memory": plots.phase_bars(phases_table(), "peak_bytes"),
         "contact_sheet": plots.contact_sheet(pictures(), columns=4, rows=["digit zero", "digit one", "digit two"]),
         "domain_scatter": plots.domain_scatter(analysis.projection(points, points + 1)),
         "histograms": plots.histograms({"real": statistics, "painted": statistics}, "Image statistics"),
@@ -126,9 +127,10 @@ def test_reliability_draws_a_point_a_bin_and_the_diagonal(run, figures):
 
 
 def test_phases_are_as_long_as_the_table_says(figures):
-    seconds, memory = figures["phase_bars"].axes
-    assert [bar.get_width() for bar in seconds.patches] == [10, 20] * 3
-    assert [bar.get_width() for bar in memory.patches] == [1, 2] * 3 and memory.get_xlabel() == "peak memory (MiB)"
+    seconds, memory = figures["phase_bars"].axes[0], figures["phase_bars_of_memory"].axes[0]
+    assert [bar.get_height() for bar in seconds.patches] == [10, 20] * 3 and seconds.get_ylabel() == "seconds"
+    assert [bar.get_height() for bar in memory.patches] == [1, 2] * 3 and memory.get_ylabel() == "peak memory (MiB)"
+    assert [text.get_text() for text in seconds.get_xticklabels()] == ["train", "test"]
 
 
 def test_curves_keep_the_order_of_the_arms(figures):
