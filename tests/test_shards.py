@@ -2,13 +2,18 @@
 
 import hashlib
 import io
+import json
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from cilkit.data import shards
 from cilkit.data.shards import ImageSet, ShardWriter
 from cilkit.errors import UserError
 
@@ -142,3 +147,73 @@ def test_wrong_arrays_are_refused():
         ImageSet.from_arrays(pictures(3), [0, 1, 2], ["a", "b"])
     with pytest.raises(UserError, match="fraction 1.5"):
         ImageSet.from_arrays(pictures(), np.zeros(25), ["a"]).split_by_seed(1.5, 0)
+
+
+def test_reading_equals_decoding_every_member_of_the_tars(tmp_path):
+    folder = written(tmp_path / "set")
+    found = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                image_id = member.name.split("/")[1].removesuffix(".png")
+                found[image_id] = np.asarray(Image.open(tar.extractfile(member)).convert("RGB"))
+    images = ImageSet.open(folder)
+    rows = np.array([24, 3, 3, 10])
+    np.testing.assert_array_equal(images.read(rows), np.stack([found[image_id] for image_id in images.ids[rows]]))
+    assert not images.streamed and images.source.read(rows[:0]).shape == (0, 8, 8, 3)
+
+
+def test_a_set_too_large_for_memory_is_decoded_batch_by_batch(tmp_path, monkeypatch):
+    folder, decoded, decode = written(tmp_path / "set"), [], shards.decode
+    monkeypatch.setattr(shards, "IN_MEMORY", 25 * 8 * 8 * 3 - 1)
+    monkeypatch.setattr(shards, "decode", lambda *a: decoded.append(a) or decode(*a))
+    images = ImageSet.open(folder)
+    assert images.streamed
+    np.testing.assert_array_equal(images.images([20, 4]), pictures()[[20, 4]])
+    np.testing.assert_array_equal(images.read([7], shortest=2), pictures()[[7]])  # a set of one size keeps it
+    assert len(decoded) == 3
+    monkeypatch.setattr(shards, "IN_MEMORY", 25 * 8 * 8 * 3)
+    held = ImageSet.open(folder)
+    assert not held.streamed
+    held.read([1]), held.select([2]).read()
+    assert len(decoded) == 3 + 25  # once, when first asked for
+
+
+def test_classes_follow_their_numbers_not_their_places(tmp_path):
+    writer = ShardWriter(tmp_path, shard_size=10)
+    for i, image in enumerate(pictures(12)):
+        writer.add(image, {**row(i), "class_id": 2 - i % 3})
+    writer.close()
+    images = ImageSet.open(tmp_path)
+    assert images.class_names == NAMES[::-1] and images.labels.tolist() == [2 - i % 3 for i in range(12)]
+    some = ImageSet.open(tmp_path, classes=NAMES[1:])
+    assert some.labels.tolist() == [0, 1] * 4 and some.index.tolist() == [i for i in range(12) if i % 3]
+
+
+def test_a_decoded_shard_holds_the_pixels_one_after_the_other(tmp_path):
+    members = [(image, {**row(i), "width": 8, "height": 8}) for i, image in enumerate(pictures(7))]
+    shards.write_flat(tmp_path, 0, members)
+    ShardWriter(tmp_path).close()
+    assert (tmp_path / "00000.rgb").read_bytes() == pictures()[:7].tobytes()
+    images = ImageSet.open(tmp_path, verify=True)
+    np.testing.assert_array_equal(images.read([6, 0]), pictures()[[6, 0]])
+    data = bytearray((tmp_path / "00000.rgb").read_bytes())
+    data[8 * 8 * 3] ^= 1
+    (tmp_path / "00000.rgb").write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"image im001 in shard .*00000\.rgb is not the one"):
+        ImageSet.open(tmp_path, verify=True)
+
+
+def test_a_missing_column_is_named(tmp_path):
+    path = written(tmp_path / "set") / "manifest.parquet"
+    pd.read_parquet(path).drop(columns="sha256").to_parquet(path)
+    with pytest.raises(UserError, match=r"manifest\.parquet lacks the column 'sha256'"):
+        ImageSet.open(tmp_path / "set")
+
+
+def test_the_stand_in_of_a_large_set_opens_fast_and_is_read_in_little_memory():
+    """The full size is perf/large_set.py's own default; 20,000 images are 11 GB of pixels."""
+    script = Path(__file__).parent.parent / "perf" / "large_set.py"
+    command = [sys.executable, str(script), "--images", "20000", "--batches", "2"]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    assert set(found["kinds"]) == {"flat", "jpeg"} and found["value"] <= 1 and found["peak_gib"] <= 1

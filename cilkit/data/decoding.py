@@ -84,5 +84,5 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _eight_bits(values: np.ndarray) -> np.ndarray:
     """Grey values of 16 bits, (h, w), as uint8."""
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
-        raise UserError(f"its grey values go from {values.min()} to {values.max()}; expected 0 … 65535")
+        raise UserError(f"its grey values go from {values.min()} to {values.max()}; expected whole numbers 0 … 65535")
     return np.round(values / 257).astype(np.uint8)

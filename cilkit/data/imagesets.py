@@ -183,8 +183,9 @@ class ImageSet:
         """These positions of the opened set (as in `.index`) with these labels: exemplars, kept as numbers."""
         index, labels = np.asarray(index, np.int64).reshape(-1), np.asarray(labels, np.int64).reshape(-1)
         _demand_labels(labels, len(index), self.class_names)
-        if len(index) and not 0 <= index.min() <= index.max() < len(self.source.sizes):
-            raise UserError(f"position {index.max()} is outside the {len(self.source.sizes)} images of {self!r}.")
+        outside = index[(index < 0) | (index >= len(self.source.sizes))]
+        if len(outside):
+            raise UserError(f"position {outside[0]} is outside the {len(self.source.sizes)} images that were opened.")
         return ImageSet(self.source, index, labels, self.class_names)
 
     def select(self, index) -> "ImageSet":

@@ -277,7 +277,7 @@ class Encoded(Shards):
 
 
 class Flat(Shards):
-    """Decoded shards, mapped into memory: only the pages that are looked at are read from the disk."""
+    """Decoded shards, mapped into memory: an image is a view of the file, whose pages come as needed."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)
@@ -290,6 +290,9 @@ class Flat(Shards):
             self._looked_at = 0
             for mapped in list(self._maps.values()):
                 mapped.madvise(mmap.MADV_DONTNEED)
+        for row in rows:  # all at once: page by page, a cold disk is several times slower
+            start, past = int(self._offset[row]) // mmap.PAGESIZE * mmap.PAGESIZE, self._offset[row] + self._size[row]
+            self._map(row).madvise(mmap.MADV_WILLNEED, start, int(past) - start)
         if not self.uniform:
             return [self._view(row) for row in rows]
         pixels = np.empty((len(rows), *self.sizes[0], 3), np.uint8)
@@ -301,11 +304,14 @@ class Flat(Shards):
         return self._bytes(row).reshape(*self.sizes[row], 3)
 
     def _bytes(self, row: int) -> np.ndarray:
+        return np.frombuffer(self._map(row), np.uint8, self._size[row], self._offset[row])
+
+    def _map(self, row: int) -> mmap.mmap:
         shard = self._shard[row]
         if shard not in self._maps:
             with open(self._path(row), "rb") as file:
                 self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(self._maps[shard], np.uint8, self._size[row], self._offset[row])
+        return self._maps[shard]
 
 
 def _coded(column: "pa.ChunkedArray") -> tuple[list[str], np.ndarray]:
