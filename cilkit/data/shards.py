@@ -181,16 +181,17 @@ class Shards(Source):
 
     def columns(self, *names: str) -> "pa.Table":
         """Columns of the manifest, one row an image."""
-        import pyarrow.parquet as pq
+        from pyarrow.parquet import ParquetFile
 
         path = self.folder / MANIFEST
         with _readable(path):
-            there = pq.read_schema(path).names
-        missing = [name for name in (*COLUMNS, *names) if name not in there]
-        if missing:
-            raise UserError(f"{path} lacks the column {missing[0]!r}; build the image set again.")
-        with _readable(path):
-            return pq.read_table(path, columns=list(names), read_dictionary=["shard", "class_name"])
+            file = ParquetFile(path, read_dictionary=["shard", "class_name"])
+        with file:
+            missing = [name for name in (*COLUMNS, *names) if name not in file.schema_arrow.names]
+            if missing:
+                raise UserError(f"{path} lacks the column {missing[0]!r}; build the image set again.")
+            with _readable(path):
+                return file.read(columns=list(names))
 
     def class_names(self) -> list[str]:
         """The classes that occur, by class_id."""
