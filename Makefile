@@ -1,6 +1,6 @@
 # make report   install into .venv, run every notebook on the embedded default, write reports/site/index.html
 # make test     install, lint, unit tests, every notebook untouched, and prepared with small files, under nbval
-# The rest:     lab  study  test-slow  lint  strip  lock  clean
+# The rest:     lab  study  real  test-slow  lint  strip  lock  clean
 # INSTALLER=pip where uv cannot be used; PYTHON=... for another interpreter (3.11 to 3.13).
 
 PYTHON ?= python3
@@ -27,7 +27,7 @@ INSTALL_WITH_uv = $(BIN)/python -m pip install --quiet $(UV) && \
   $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -c requirements.lock -e ".[lab,test]" || \
   { echo "uv could not install; trying pip"; $(INSTALL_WITH_pip); }
 
-.PHONY: report test test-units test-notebooks test-slow lab study lint strip lock clean
+.PHONY: report test test-units test-notebooks test-slow lab study real lint strip lock clean
 
 report: .venv/.ok
 	$(BIN)/cilkit report
@@ -52,6 +52,9 @@ lab: .venv/.ok
 
 study: .venv/.ok
 	$(BIN)/python scripts/study.py
+
+real: .venv/.ok
+	$(BIN)/python scripts/real_runs.py
 
 lint: .venv/.ok
 	$(BIN)/ruff check .

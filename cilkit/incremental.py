@@ -61,6 +61,7 @@ def run_stream(
             f"learner {learner.name!r} is not defined for {stream.protocol}-incremental streams "
             f"(only {', '.join(learner.protocols)}); choose another learner or another protocol"
         )
+    outputs.plan([0], [1], 1, 0, 0, cap, keep)  # a misspelt `keep` is refused before any work
     record = _Record(learner, stream, folder, scratch, keep, cap, look_ahead, phases)
     record.resume()
     for task in stream:

@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pandas as pd
+import readme
 
 HOME = Path(__file__).resolve().parent.parent
 OUT = HOME / "reports" / "sample"
@@ -158,7 +159,7 @@ def main() -> None:
     if not given.readme:
         run_study(given.orders, given.workers)
     draw()
-    write_readme()
+    readme.fill(readme_tables())
 
 
 def run_study(n_orders: int, workers: int) -> None:
@@ -229,22 +230,15 @@ def pairs_table(study: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("difference in last accuracy (points)")
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A DataFrame as a Markdown table, the index in the first column."""
-    shown = table.reset_index().astype(object).where(table.reset_index().notna(), "")
-    lines = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
 def readme_tables() -> dict[str, str]:
     """What stands between the README's markers `<!-- name -->` and `<!-- /name -->`."""
     study = pd.read_csv(OUT / "study.csv")
     reference = pd.read_csv(OUT / "reference.csv", index_col=0)
     return {
-        "study": markdown(table_of(study).rename_axis("last accuracy (%)")),
-        "pairs": markdown(pairs_table(study)),
-        "replay": markdown(replay_table(study).rename_axis("learner")),
-        "reference": markdown(reference.map("{:.1f}".format, na_action="ignore")),
+        "study": readme.markdown(table_of(study).rename_axis("last accuracy (%)")),
+        "pairs": readme.markdown(pairs_table(study)),
+        "replay": readme.markdown(replay_table(study).rename_axis("learner")),
+        "reference": readme.markdown(reference.map("{:.1f}".format, na_action="ignore")),
     }
 
 
@@ -278,19 +272,6 @@ def draw() -> None:
     source = {"Software": None, "Description": f"study.csv sha256 {artifacts.sha256_of(OUT / 'study.csv')}"}
     figure.savefig(buffer, format="png", dpi=150, metadata=source)
     artifacts.atomic_write(OUT / "study.png", buffer.getvalue())
-
-
-def write_readme() -> None:
-    import re
-
-    from cilkit.artifacts import atomic_write
-
-    path = HOME / "README.md"
-    text = path.read_text()
-    for name, table in readme_tables().items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
-        text = pattern.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
-    atomic_write(path, text)
 
 
 if __name__ == "__main__":

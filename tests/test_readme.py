@@ -1,6 +1,6 @@
 """What the README shows is what the repository's data say."""
 
-import importlib.util
+import importlib
 import re
 from pathlib import Path
 
@@ -13,18 +13,25 @@ HOME = Path(__file__).resolve().parent.parent
 README = (HOME / "README.md").read_text()
 
 
+def script(name):
+    """A file of scripts/ as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(HOME / "scripts")
+        return importlib.import_module(name)
+
+
 @pytest.fixture(scope="module")
 def study():
-    spec = importlib.util.spec_from_file_location("study", HOME / "scripts" / "study.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("study")
 
 
-@pytest.mark.parametrize("name", ["study", "pairs", "replay", "reference"])
-def test_tables_are_computed_from_the_committed_data(study, name):
+TABLES = {"study": ["study", "pairs", "replay", "reference"], "real_runs": ["real", "short_side"]}
+
+
+@pytest.mark.parametrize(("source", "name"), [(source, name) for source, names in TABLES.items() for name in names])
+def test_tables_are_computed_from_the_committed_data(source, name):
     shown = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", README, re.S)[1]
-    assert shown == study.readme_tables()[name]
+    assert shown == script(source).readme_tables()[name]
 
 
 def test_the_figure_was_drawn_from_the_committed_data():

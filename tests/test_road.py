@@ -122,7 +122,7 @@ def test_a_damaged_backbone_is_one_sentence(images):
         f"{made.artifact.name}: model.safetensors was changed after it was written"
     ]
     path.write_bytes(b"\xff" * len(whole))  # a header that cannot be read
-    with pytest.raises(UserError, match="is damaged .*delete the folder and make it again"):
+    with pytest.raises(UserError, match="is damaged .*make it again"):
         made.load()
     path.write_bytes(whole[:100])
     with pytest.raises(UserError, match="100 bytes"):
@@ -171,3 +171,64 @@ def test_a_cache_hit_and_all_drawing_need_no_torch(backbone, own_root):
     code = textwrap.dedent(HIT.format(args=TINY["model_args"]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == f"{made.artifact.name} []", done.stderr[-2000:]
+
+
+# ---------------------------------------------------------------- real streams
+
+
+@pytest.fixture(scope="module")
+def pacs(tmp_path_factory):
+    import layouts
+
+    return {"root": str(layouts.write("pacs", tmp_path_factory.mktemp("raw") / "pacs")), "partial": True}
+
+
+def test_each_image_passes_a_frozen_backbone_once_for_all_runs(own_root):
+    import json
+
+    def made() -> list[int]:
+        cards = [json.loads(path.read_text()) for path in set(own_root.glob("features/*/features.json")) - before]
+        return sorted(card["forwarded"] for card in cards)
+
+    before = set(own_root.glob("features/*/features.json"))
+    settings = {"backbone": "none", **TINY, "seed_init": 3}
+    first = cilkit.run("nearest_mean", cilkit.stream("digits", order_seed=1993), **settings)
+    assert made() == [540, 1257]
+    for seed in (1996, 1997):
+        run = cilkit.run("nearest_mean", cilkit.stream("digits", order_seed=seed), **settings)
+        assert run.settings["forwards"]["spent"] == {} and run.settings["forwards"]["found"]
+        assert run.settings["forwards"]["declared"] == {"statistics": 1257, "test": 540}
+        last = [one.summary()["last accuracy"] for one in (run, first)]
+        assert last[0] == last[1]  # the nearest mean does not care for the order
+    assert made() == [540, 1257]
+
+
+def test_a_domain_stream_from_raw_files_to_results(pacs):
+    from cilkit import results
+
+    runs = cilkit.learn(
+        ["nearest_mean", "slow_learner"], {"slow_learner": {"slow_rate": 1.0}}, benchmark="pacs", protocol="domain",
+        benchmark_options=pacs, **TINY, recipe="timm", image_size=32, epochs=1, milestones=[], batch_size=8, lr=0.05,
+    )  # fmt: skip
+    table = results.collect(runs.values()).set_index("learner")
+    assert (table["protocol"] == "domain").all() and (table["tasks"] == 4).all()
+    assert table["forward transfer (against chance)"].notna().all()
+    assert table.loc["nearest_mean", "last accuracy"] > 60  # colours: chance is 25 %
+    assert (table[["seconds: train", "seconds: test", "peak bytes: train"]] > 0).all(axis=None)
+    assert table["backbone"].str.startswith("resnet10t").all()
+
+
+def test_protocol_order_and_validation_reach_the_stream(pacs):
+    stream = cilkit.stream("pacs", protocol="domain", order=["photo", "sketch", "cartoon", "art_painting"],
+                           benchmark_options=pacs, validation=0.34)  # fmt: skip
+    assert [name.split(": ")[1] for name in stream.task_names][:2] == ["photo", "sketch"]
+    assert stream.test.source is stream.train.source  # training images, held out
+    base = cilkit.stream("digits", base=4, increment=3)
+    assert base.sizes == (4, 3, 3)
+
+
+def test_what_is_kept_and_where_it_runs_can_be_asked_for():
+    with pytest.raises(UserError, match="device 'cuda:7' is not there"):
+        cilkit.run("nearest_mean", cilkit.stream("digits"), **TINY, device="cuda:7")
+    with pytest.raises(UserError, match="'logit' cannot be kept"):
+        cilkit.run("finetune", cilkit.stream("digits"), **TINY, keep=["logit"])
