@@ -129,12 +129,12 @@ def _matrix(rows: list[dict], settings: dict[str, str]) -> np.ndarray | None:
 
     Groups of one task (PyCIL cuts a large first task into several) are averaged by their classes, which is exact where
     every class has equally many test images. A group is missing with increment 1 (a bug of PILOT's `accuracy`) and
-    stays the same in domain-incremental runs: then there is no matrix.
+    stays the same in domain-incremental runs; an excerpt may begin in the middle: then there is no matrix.
     """
     groups = [{tuple(map(int, name.split("-"))): value for name, value in row.items() if "-" in name} for row in rows]
     seen = np.array([max((high for _, high in row), default=-1) + 1 for row in groups])
-    first = settings.get("init_cls", "")
-    if (np.diff(seen, prepend=0) <= 0).any() or (first.isdigit() and int(first) != seen[0]):
+    first = int(settings.get("init_cls") or (seen[0] if len(groups[0]) == 1 else -1))  # unknown: groups are tasks
+    if (np.diff(seen, prepend=0) <= 0).any() or first != seen[0]:
         return None
     sums, sizes = np.zeros((2, len(rows), len(rows)))
     for t, row in enumerate(groups):

@@ -156,7 +156,7 @@ def forward_transfer(full_matrix, baseline) -> float:
     """(1/(T-1)) sum_{i>0} (A[i-1, i] - b_i): what task i owes to the tasks before it. Lopez-Paz and Ranzato 2017, FWT.
 
     full_matrix: (tasks, tasks) with the accuracies on the next task, which exist where all tasks share their labels
-    (domain-incremental); of the representation elsewhere, when it holds a probe's accuracies on the features.
+    (domain-incremental). Elsewhere `cilkit.lookahead` asks the same of the representation.
     baseline: b_i, one number or (tasks,): accuracy at random initialisation, as in the paper, or chance.
     """
     full_matrix = np.array(full_matrix, float)

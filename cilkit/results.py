@@ -34,6 +34,9 @@ def figures(run: Run, head: str) -> dict[str, float]:
     elif run.n_tasks > 1:
         chance = 100 / len(run.class_names)
         found["forward transfer (against chance)"] = metrics.forward_transfer(full, chance)
+    if (ahead := run.settings.get("look_ahead")) and run.n_tasks > 1:  # of a probe's accuracies: `cilkit.lookahead`
+        gained = np.subtract(ahead["before"], ahead["initial"])
+        found["forward transfer (of the representation)"] = float(gained.mean())
     last = run.scores(-1, head)
     return found | {
         "top-5 accuracy": metrics.top_k_accuracy(last.rank, 5),

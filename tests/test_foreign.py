@@ -81,6 +81,8 @@ def test_groups_of_pycil_within_a_large_first_task_are_averaged(tmp_path):
     lines[0] = line("init_cls: 15")  # groups 10-19 would hold classes of two tasks
     (tmp_path / "b15.log").write_text("\n".join(lines))
     assert foreign.read_pilot(tmp_path / "b15.log")[0].matrix is None
+    (tmp_path / "excerpt.log").write_text("\n".join(lines[3:]))  # who can say how many tasks the first row has seen?
+    assert foreign.read_pilot(tmp_path / "excerpt.log")[0].matrix is None
 
 
 def test_a_missing_group_leaves_no_matrix(tmp_path):

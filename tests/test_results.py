@@ -63,6 +63,13 @@ def test_a_row_names_the_run_its_seeds_and_its_costs(tmp_path):
     assert row["last accuracy"] == pytest.approx(full[-1].mean()) and "last accuracy, task known" not in row
 
 
+def test_what_was_asked_of_the_representation_is_a_figure(tmp_path, run):
+    ahead = Run(write_run(tmp_path / "run", increments=(3, 2, 2)))
+    ahead.settings["look_ahead"] = {"initial": [50.0, 60.0], "before": [55.0, 75.0]}
+    assert results.figures(ahead, "raw")["forward transfer (of the representation)"] == 10.0
+    assert not [name for name in results.figures(run, "raw") if name.startswith("forward")]
+
+
 def test_groups_and_the_cumulative_run_add_their_figures(run):
     groups = {name: "foreseen" if c < 4 else "unforeseen" for c, name in enumerate(run.class_names)}
     row = results.row(run, "raw", groups=groups, cumulative=run)
