@@ -134,9 +134,10 @@ def test_no_box_fits_a_thin_image_so_the_central_one_is_taken():
 
 
 def test_brightness_factors_are_uniform_about_one():
-    factors = recipes.PRESETS["slca_cifar"].factors(4000, generator())
+    sizes = np.full((4000, 2), 32)
+    factors = recipes.PRESETS["slca_cifar"].train_plan(sizes, 224, generator()).brightness
     assert kstest((factors - 1) * 255 / 63, "uniform", args=(-1, 2)).pvalue > 1e-3
-    assert recipes.PRESETS["timm"].factors(5, generator()) is None
+    assert recipes.PRESETS["timm"].train_plan(sizes, 224, generator()).brightness is None
 
 
 def test_images_of_the_cached_size_are_cut_not_filtered():

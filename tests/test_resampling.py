@@ -9,17 +9,17 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from cilkit.data import resampling
-from cilkit.data.resampling import Finish, Plan
+from cilkit.data.recipes import Plan
 
 PHOTO = load_sample_images().images[0].copy()  # (427, 640, 3)
-CPU = torch.device("cpu")
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # mean and standard deviation
 
 
-def plan(crops, resized, window=None, flip=None, size=48, **more):
+def plan(crops, resized, window=None, flip=None, brightness=None, **more):
     n = len(crops)
     window = np.zeros((n, 2), np.int64) if window is None else np.array(window)
     flip = np.array([0] * n if flip is None else flip, bool)
-    return Plan(np.array(crops), np.array(resized), window, flip, size, **more)
+    return Plan(np.array(crops), np.array(resized), window, flip, brightness, 48, **more)
 
 
 def pillow(image, height, width, interpolation="bicubic"):
@@ -80,12 +80,14 @@ def test_each_row_of_weights_sums_to_one_inside_the_crop_and_is_empty_beyond():
 
 
 @pytest.mark.parametrize("sizes", ["equal", "different"])
-def test_a_device_and_threads_give_the_same_batch(sizes):
-    one = PLANS["shrink and grow"]
+def test_a_device_and_threads_give_the_same_batch(sizes, monkeypatch):
+    factors = np.array([0.8, 1.0, 1.24, 1.1], np.float32)
+    one = plan(BOXES, [[48, 48]] * 4, flip=[0, 1, 1, 0], brightness=factors)
     ends = [120] * 4 if sizes == "equal" else [120, 130, 140, 150]
     images = [PHOTO[:end, 40 : end + 80] for end in ends]
-    finish = Finish(np.array([0.8, 1.0, 1.24, 1.1], np.float32), (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
-    threads, device = resampling.apply(images, one, finish), resampling._on_device(images, one, finish, CPU)
+    threads = resampling.apply(images, one, (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
+    monkeypatch.setattr(resampling, "_on_threads", resampling._on_device)
+    device = resampling.apply(images, one, (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
     assert threads.shape == device.shape == (4, 3, 48, 48)
     tolerance = 2.3 / (255 * 0.2) if sizes == "equal" else 1e-6  # a level, brightened and cut to a whole one
     torch.testing.assert_close(threads, device, atol=tolerance, rtol=0)
@@ -96,19 +98,18 @@ def test_brightness_is_pillows():
 
     factors = np.array([0.753, 0.9, 1.0, 1.247], np.float32)
     levels = torch.from_numpy(PHOTO[:48, :48]).permute(2, 0, 1).float().repeat(4, 1, 1, 1)
-    found = resampling._finished(levels, factors, *Finish(None, (0, 0, 0), (1 / 255,) * 3).on("cpu"))
+    found = resampling._finished(levels, factors, 1.0, 0.0)
     for factor, image in zip(factors, found, strict=True):
         expected = np.asarray(adjust_brightness(Image.fromarray(PHOTO[:48, :48]), float(factor)))
         np.testing.assert_allclose(image.permute(1, 2, 0), expected, atol=1e-3)
 
 
 def test_the_number_of_threads_changes_no_bit(monkeypatch):
-    one, finish = PLANS["shrink and grow"], Finish(None, (0.5,) * 3, (0.5,) * 3)
     images = [PHOTO[:120, :160]] * 4
     results = []
     for count in (1, 3, 8):
         monkeypatch.setattr(resampling, "workers", lambda count=count: count)
-        results.append(resampling.apply(images, one, finish))
+        results.append(resampling.apply(images, PLANS["shrink and grow"], *HALF))
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
@@ -126,18 +127,17 @@ def test_memory_is_lent_again_only_when_no_tensor_shows_it(monkeypatch):
 def test_read_only_memory_maps_are_read_in_silence(tmp_path):
     np.save(tmp_path / "pixels.npy", PHOTO)
     mapped = np.load(tmp_path / "pixels.npy", mmap_mode="r")
-    finish = Finish(None, (0.5,) * 3, (0.5,) * 3)
     torch.set_warn_always(True)  # otherwise PyTorch warns once in a process
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             for images in ([mapped] * 4, mapped[None].repeat(4, axis=0)):
-                assert resampling.apply(images, PLANS["bilinear"], finish).isfinite().all()
-                assert resampling._on_device(images, PLANS["bilinear"], finish, CPU).isfinite().all()
+                assert resampling.apply(images, PLANS["bilinear"], *HALF).isfinite().all()
+                assert resampling._on_device(images, PLANS["bilinear"], torch.tensor(1.0), 0.0).isfinite().all()
     finally:
         torch.set_warn_always(False)
 
 
 def test_an_empty_batch_stays_empty():
     none = plan(np.zeros((0, 4), int), np.zeros((0, 2), int))
-    assert resampling.apply([], none, Finish(None, (0.5,) * 3, (0.5,) * 3)).shape == (0, 3, 48, 48)
+    assert resampling.apply([], none, *HALF).shape == (0, 3, 48, 48)

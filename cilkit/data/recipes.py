@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cilkit.data.resampling import FILTERS, Plan
 from cilkit.errors import UserError
+
+FILTERS = ("bilinear", "bicubic")
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
@@ -31,6 +32,28 @@ class Input:
     interpolation: str = "bicubic"
     crop_pct: float = 0.875
     crop_mode: str = "center"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of each of n images; the window may reach beyond the resized crop.
+
+    crop:    int64 (n, 4), top, left, height, width of what is used.
+    resized: int64 (n, 2), height and width that the crop is resized to; its own size: pixels stay as they are.
+    window:  int64 (n, 2), top and left, in the resized crop, of the size x size pixels that come out.
+    flip:    bool (n,), mirrored at the end.
+    brightness: float32 (n,), what levels are multiplied by, or None.
+    fill:    levels 0 … 255, a channel, beyond the resized crop.
+    """
+
+    crop: np.ndarray
+    resized: np.ndarray
+    window: np.ndarray
+    flip: np.ndarray
+    brightness: np.ndarray | None
+    size: int
+    interpolation: str = "bicubic"
+    fill: tuple[int, ...] = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -75,7 +98,10 @@ class Preset:
             room = side + 2 * border - size
             window = np.floor(_uniform((n, 2), generator) * (room + 1)).astype(np.int64) - border
         flip = _uniform((n,), generator) < self.flip
-        return Plan(crop, resized, window, flip, size, self.interpolation, self.fill)
+        brightness = None
+        if self.brightness:  # as ColorJitter draws it
+            brightness = (1 + self.brightness * (2 * _uniform((n,), generator) - 1)).astype(np.float32)
+        return Plan(crop, resized, window, flip, brightness, size, self.interpolation, self.fill)
 
     def test_plan(self, sizes: np.ndarray, size: int) -> Plan:
         """Resize, cut out the centre; lengths and places are rounded as torchvision rounds them."""
@@ -83,13 +109,7 @@ class Preset:
         short = math.floor(self.short * size / self.size)
         resized = np.full((n, 2), short) if self.squash else short * sizes // sizes.min(1, keepdims=True)
         window = np.rint((resized - size) / 2).astype(np.int64)
-        return Plan(whole_images(sizes), resized, window, np.zeros(n, bool), size, self.test_interpolation)
-
-    def factors(self, n: int, generator) -> np.ndarray | None:
-        """Brightness float32 (n,), uniform about 1, as ColorJitter draws it."""
-        if not self.brightness:
-            return None
-        return (max(0.0, 1 - self.brightness) + _uniform((n,), generator) * 2 * self.brightness).astype(np.float32)
+        return Plan(whole_images(sizes), resized, window, np.zeros(n, bool), None, size, self.test_interpolation)
 
 
 _CIFAR_MEAN = (0.5071, 0.4867, 0.4408)

@@ -1,10 +1,8 @@
 """Cutting and resizing uint8 images as Pillow does: image by image on CPU threads, or a batch at once on a device.
 
-A plan says, for each image, `crop → resize → window`; both ways follow the same plan. Either stays within one or two
-of 255 levels of `PIL.Image.resize` (tested), whose filter widens when an image shrinks ("antialias").
+A `Plan` says, for each image, `crop → resize → window → flip → brightness`; both ways follow it. Either stays within
+one or two of 255 levels of `PIL.Image.resize` (tested), whose filter widens when an image shrinks ("antialias").
 """
-
-from __future__ import annotations
 
 import math
 import os
@@ -12,85 +10,30 @@ import threading
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch.nn.functional import interpolate
 
-if TYPE_CHECKING:
-    import torch
-
-FILTERS = ("bilinear", "bicubic")
+from cilkit.data.recipes import Plan
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What becomes of each of n images; the window may reach beyond the resized crop.
+def apply(images, plan: Plan, mean: Sequence[float], std: Sequence[float], device="cpu") -> torch.Tensor:
+    """Normalised float32 (n, 3, size, size) on the device, from uint8 (n, h, w, 3) or a list of uint8 (h, w, 3).
 
-    crop:    int64 (n, 4), top, left, height, width of what is used.
-    resized: int64 (n, 2), height and width that the crop is resized to; its own size: pixels stay as they are.
-    window:  int64 (n, 2), top and left, in the resized crop, of the size x size pixels that come out.
-    flip:    bool (n,), mirrored at the end.
-    fill:    levels 0 … 255, a channel, beyond the resized crop.
+    mean, std: for values in 0 … 1, a value a channel.
     """
-
-    crop: np.ndarray
-    resized: np.ndarray
-    window: np.ndarray
-    flip: np.ndarray
-    size: int
-    interpolation: str = "bicubic"
-    fill: tuple[int, ...] = (0, 0, 0)
-
-
-@dataclass(frozen=True)
-class Finish:
-    """After the cut: brightness float32 (n,) or None, then the normalisation of values in 0 … 1."""
-
-    brightness: np.ndarray | None
-    mean: Sequence[float]
-    std: Sequence[float]
-
-    def on(self, device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale and offset (3, 1, 1), so that level * scale + offset is normalised."""
-        import torch
-
-        mean, std = (np.asarray(values, np.float64).reshape(3, 1, 1) for values in (self.mean, self.std))
-        return tuple(torch.as_tensor(a, dtype=torch.float32, device=device) for a in (1 / (255 * std), -mean / std))
-
-
-def apply(images, plan: Plan, finish: Finish, device="cpu") -> torch.Tensor:
-    """Normalised float32 (n, 3, size, size) on the device, from uint8 (n, h, w, 3) or a list of uint8 (h, w, 3)."""
-    import torch
-
     device = torch.device(device)
-    return _on_threads(images, plan, finish) if device.type == "cpu" else _on_device(images, plan, finish, device)
+    mean, std = (np.asarray(values, np.float64).reshape(3, 1, 1) for values in (mean, std))
+    scale, offset = (torch.tensor(a, dtype=torch.float32, device=device) for a in (1 / (255 * std), -mean / std))
+    way = _on_threads if device.type == "cpu" else _on_device
+    return way(images, plan, scale, offset)
 
 
-def _on_device(images, plan: Plan, finish: Finish, device: torch.device) -> torch.Tensor:
-    """Images of one size are filtered there; others on this machine's threads, then sent as uint8."""
-    import torch
-
-    if len({image.shape for image in images}) == 1:
-        levels = batched(_upload(torch.from_numpy(np.array(images)), device), plan)
-    else:
-        with ThreadPoolExecutor(workers()) as pool:
-            cuts = list(pool.map(lambda row: _cut(images[row], plan, row), range(len(images))))
-        levels = _upload(torch.stack(cuts), device).float()
-    return _finished(levels, finish.brightness, *finish.on(device))
-
-
-def _upload(pixels: torch.Tensor, device) -> torch.Tensor:
-    return (pixels.pin_memory() if device.type == "cuda" else pixels).to(device, non_blocking=True)
-
-
-def _finished(levels: torch.Tensor, brightness, scale, offset) -> torch.Tensor:
-    """Float levels (…, 3, h, w), in place: brightness as Pillow blends with black (clamped, cut to whole levels)."""
-    import torch
-
+def _finished(levels: torch.Tensor, brightness: np.ndarray | None, scale, offset) -> torch.Tensor:
+    """Float levels (n, 3, h, w), in place: brightness as Pillow blends with black (clamped, cut to whole levels)."""
     if brightness is not None:
-        factor = torch.as_tensor(brightness, device=levels.device).view(-1, 1, 1, 1)
-        levels.mul_(factor).clamp_(max=255).floor_()
+        levels.mul_(torch.from_numpy(brightness).to(levels.device).view(-1, 1, 1, 1)).clamp_(max=255).floor_()
     return levels.mul_(scale).add_(offset)
 
 
@@ -108,8 +51,6 @@ _lending = threading.Lock()
 
 def _memory(shape: tuple[int, ...]) -> torch.Tensor:
     """An uninitialised float32 batch. Fresh pages cost as much time as the filter: memory is used again once free."""
-    import torch
-
     count = math.prod(shape)
     with _lending:
         fits = [place for place, memory in enumerate(_free) if memory.size >= count]
@@ -126,17 +67,16 @@ def _take_back(memory: np.ndarray) -> None:
         _free.append(memory)
 
 
-def _on_threads(images, plan: Plan, finish: Finish) -> torch.Tensor:
+def _on_threads(images, plan: Plan, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """Torch and NumPy release the interpreter's lock while they copy and filter, so threads add up."""
     n, threads = len(images), workers()
     out = _memory((n, 3, plan.size, plan.size))
-    scale, offset = finish.on("cpu")
 
     def work(start: int) -> None:
         for row in range(start, n, threads):
             out[row].copy_(_cut(images[row], plan, row))
-            one = None if finish.brightness is None else finish.brightness[row : row + 1]
-            _finished(out[row : row + 1], one, scale, offset)
+            brightness = None if plan.brightness is None else plan.brightness[row : row + 1]
+            _finished(out[row : row + 1], brightness, scale, offset)
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, range(min(n, threads))))
@@ -145,9 +85,6 @@ def _on_threads(images, plan: Plan, finish: Finish) -> torch.Tensor:
 
 def _cut(image: np.ndarray, plan: Plan, row: int) -> torch.Tensor:
     """uint8 (3, size, size)."""
-    import torch
-    from torch.nn.functional import interpolate
-
     (top, left, height, width), size = plan.crop[row].tolist(), plan.size
     resized, (down, right) = plan.resized[row].tolist(), plan.window[row].tolist()
     levels = torch.from_numpy(image[top : top + height, left : left + width].copy())  # a memory map may be read-only
@@ -166,18 +103,31 @@ def _cut(image: np.ndarray, plan: Plan, row: int) -> torch.Tensor:
 # ---------------------------------------------------------------- a batch at once
 
 
+def _on_device(images, plan: Plan, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """Images of one size are filtered there; others on this machine's threads, then sent as uint8."""
+    if len({image.shape for image in images}) == 1:
+        levels = batched(_upload(torch.from_numpy(np.array(images)), scale.device), plan)
+    else:
+        with ThreadPoolExecutor(workers()) as pool:
+            cuts = list(pool.map(lambda row: _cut(images[row], plan, row), range(len(images))))
+        levels = _upload(torch.stack(cuts), scale.device).float()
+    return _finished(levels, plan.brightness, scale, offset)
+
+
+def _upload(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return (pixels.pin_memory() if device.type == "cuda" else pixels).to(device, non_blocking=True)
+
+
 def batched(pixels: torch.Tensor, plan: Plan) -> torch.Tensor:
     """Whole levels as float32 (n, 3, size, size) from uint8 (n, h, w, 3), on their device: two matrix products.
 
     Columns first, then rows, rounded and clamped to 0 … 255 after each, as Pillow does.
     """
-    import torch
-
     n, height, width, _ = pixels.shape
     down = weights(plan, 0, height, pixels.device)  # (n, size, h)
     across = weights(plan, 1, width, pixels.device)  # (n, size, w)
-    levels = pixels.float().permute(0, 3, 1, 2)  # (n, 3, h, w)
-    levels = torch.matmul(levels, across.transpose(1, 2)[:, None]).round_().clamp_(0, 255)  # (n, 3, h, size)
+    levels = pixels.float().permute(0, 3, 1, 2).reshape(n, 3 * height, width)
+    levels = torch.bmm(levels, across.transpose(1, 2)).round_().clamp_(0, 255).view(n, 3, height, plan.size)
     levels = torch.matmul(down[:, None], levels).round_().clamp_(0, 255)  # (n, 3, size, size)
     inside = (down.sum(2)[:, None, :, None] * across.sum(2)[:, None, None, :]).round_()  # 1 in the crop, 0 beyond it
     return levels + (1 - inside) * torch.tensor(plan.fill, device=pixels.device).view(3, 1, 1)
@@ -185,8 +135,6 @@ def batched(pixels: torch.Tensor, plan: Plan) -> torch.Tensor:
 
 def weights(plan: Plan, axis: int, length: int, device="cpu") -> torch.Tensor:
     """float32 (n, size, length): what each source pixel counts for each pixel of the output, along one axis."""
-    import torch
-
     columns = (plan.crop[:, axis], plan.crop[:, 2 + axis], plan.resized[:, axis], plan.window[:, axis])
     start, extent, resized, window = (torch.as_tensor(a, device=device)[:, None] for a in columns)  # (n, 1)
     place = torch.arange(plan.size, device=device).expand(len(start), -1)  # (n, size)
@@ -205,8 +153,6 @@ def weights(plan: Plan, axis: int, length: int, device="cpu") -> torch.Tensor:
 
 def _cubic(x: torch.Tensor, a: float = -0.5) -> torch.Tensor:
     """Keys' cubic kernel for distances x >= 0, with Pillow's a."""
-    import torch
-
     inner = ((a + 2) * x - (a + 3)) * x * x + 1
     outer = ((x - 5) * x + 8) * x * a - 4 * a
     return torch.where(x < 1, inner, torch.where(x < 2, outer, 0.0))

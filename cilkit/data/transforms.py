@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cilkit.data import recipes, resampling
+from cilkit.data import recipes
 from cilkit.data.augment import RECIPES, augment, to_float
-from cilkit.data.recipes import Input, Preset
+from cilkit.data.recipes import Input, Plan, Preset
 from cilkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,19 +55,19 @@ class Recipe:
         """
         if self.name in RECIPES:
             return augment(self.test(images), self.name, generator).to(device)
-        sizes = _sizes(images)
-        plan = self.preset.train_plan(sizes, self.size, generator)
-        return self._apply(images, plan, self.preset.factors(len(sizes), generator), device)
+        return self._apply(images, self.preset.train_plan(_sizes(images), self.size, generator), device)
 
     def test(self, images, device="cpu") -> torch.Tensor:
         """The same without chance."""
         sizes = _sizes(images)
         if self.name in RECIPES and (not self.size or (sizes == self.size).all()):
             return to_float(_stacked(images, sizes), self.mean, self.std).to(device)
-        return self._apply(images, self.preset.test_plan(sizes, self.size), None, device)
+        return self._apply(images, self.preset.test_plan(sizes, self.size), device)
 
-    def _apply(self, images, plan, brightness, device):
-        return resampling.apply(images, plan, resampling.Finish(brightness, self.mean, self.std), device)
+    def _apply(self, images, plan: Plan, device) -> torch.Tensor:
+        from cilkit.data import resampling
+
+        return resampling.apply(images, plan, self.mean, self.std, device)
 
 
 def recipe(name: str, input: Input, image_size: int = 0) -> Recipe:
