@@ -89,6 +89,12 @@ def test_a_turned_camera_is_turned_back(kind, orientation):
     assert np.abs(decode(data, "x").astype(int) - upright).max() <= 3
 
 
+def test_damaged_exif_does_not_make_a_sound_picture_unreadable():
+    data = encoded(Image.fromarray(ramp()), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01\x12\0\x03\0")
+    with pytest.warns(UserWarning, match="Corrupt EXIF"):
+        assert decode(data, "x").shape == (24, 40, 3)
+
+
 def test_a_callers_pil_image_is_left_as_it_is():
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -192,33 +192,25 @@ def _keeper(raw: Raw, keep: str, bad_images: str) -> Callable[[int], tuple | Non
     shortest = {"jpeg": 1, "short256": 256}.get(keep, 0)  # jpeg: decoded only to see that all of it is there
 
     def kept(i: int) -> tuple | None:
+        where = raw.where(i)
         try:
-            data = _read(raw, i)
-            stored = decoding.decode(data, raw.where(i), shortest)
-        except UserError:
+            data = raw.read(i)
+            pixels = decoding.decode(data, where, shortest)
+        except (UserError, OSError) as error:
             if bad_images == "skip":
                 return None
-            raise
-        height, width = stored.shape[:2]
-        if keep == "jpeg" and isinstance(data, bytes):
-            stored, (height, width) = data, decoding.size_of(data)
-        elif keep == "jpeg":
-            stored = encode_png(stored)
-        elif keep != "original":
-            stored = decoding.shrunk(stored, **{"short256": {"short": 256}, "square300": {"square": 300}}[keep])
-            height, width = stored.shape[:2]
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{where} cannot be read ({error}); restore it, or take bad_images='skip'") from error
+        if keep in ("short256", "square300"):
+            pixels = decoding.shrunk(pixels, **{"short256": {"short": 256}, "square300": {"square": 300}}[keep])
+        height, width = decoding.size_of(data) if keep == "jpeg" else pixels.shape[:2]
         label = int(raw.labels[i])
         row = {"image_id": str(raw.ids[i]), "class_id": label, "class_name": raw.class_names[label], "position": i}
         if raw.domains is not None:
-            domain = int(raw.domains[i])
-            row |= {"domain_id": domain, "domain_name": raw.domain_names[domain]}
-        return stored, row | {"width": width, "height": height}
+            row |= {"domain_id": int(raw.domains[i]), "domain_name": raw.domain_names[raw.domains[i]]}
+        if keep == "jpeg":
+            pixels = data if isinstance(data, bytes) else encode_png(pixels)
+        return pixels, row | {"width": width, "height": height}
 
     return kept
-
-
-def _read(raw: Raw, i: int):
-    try:
-        return raw.read(i)
-    except OSError as error:
-        raise UserError(f"{raw.where(i)} cannot be read ({error}); restore it, or take bad_images='skip'") from error

@@ -10,11 +10,20 @@ several frames       the first.
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from cilkit.errors import UserError
 
-ORIENTATION, TURNED = 0x0112, range(5, 9)  # the EXIF tag; its values for which height and width change places
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT = {  # what undoes its values; from 5 on, height and width change places
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode(data: "bytes | Image.Image | np.ndarray", where: str, shortest: int = 0) -> np.ndarray:
@@ -27,11 +36,12 @@ def decode(data: "bytes | Image.Image | np.ndarray", where: str, shortest: int =
     if isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 3 and data.shape[2] == 3:
         return data
     try:
-        image = opened(data)
-        if shortest:
+        image = _opened(data)
+        if shortest and isinstance(data, bytes):
             image.draft(None, (shortest, shortest))
-        ImageOps.exif_transpose(image, in_place=True)
-        return np.asarray(_rgb(image))
+        image.load()
+        turn = UPRIGHT.get(_orientation(image))
+        return np.asarray(_rgb(image if turn is None else image.transpose(turn)))
     except MemoryError:
         raise
     except Exception as error:  # PIL raises many unrelated classes for damaged files
@@ -43,18 +53,26 @@ def decode(data: "bytes | Image.Image | np.ndarray", where: str, shortest: int =
 
 def size_of(data: "bytes | Image.Image | np.ndarray") -> tuple[int, int]:
     """(height, width) of what `decode` gives, from the header alone. Raises what PIL raises for a damaged header."""
-    image = opened(data)
+    image = _opened(data)
     width, height = image.size
-    return (width, height) if image.getexif().get(ORIENTATION) in TURNED else (height, width)
+    return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
-def opened(data: "bytes | Image.Image | np.ndarray") -> Image.Image:
-    """A PIL image that nobody else holds, not decoded yet if it comes from bytes."""
+def _opened(data: "bytes | Image.Image | np.ndarray") -> Image.Image:
+    """A PIL image, not decoded yet if it comes from bytes."""
     if isinstance(data, Image.Image):
-        return data.copy()
+        return data
     if isinstance(data, np.ndarray):
         return Image.fromarray(data[:, :, 0] if data.ndim == 3 and data.shape[2] == 1 else data)
     return Image.open(io.BytesIO(data))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged notes beside a sound picture
+        return 1
+    return value if value in UPRIGHT else 1
 
 
 def shrunk(pixels: np.ndarray, short: int = 0, square: int = 0) -> np.ndarray:

@@ -230,6 +230,15 @@ class Shards(Source):
                 if hashlib.sha256(self._bytes(row)).hexdigest() != sha:
                     raise self._altered(row)
 
+    def _together(self, rows: np.ndarray, images: Iterable[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+        """Images of these rows as `read` returns them."""
+        if not self.uniform:
+            return list(images)
+        pixels = np.empty((len(rows), *self.sizes[0], 3), np.uint8)
+        for place, image in enumerate(images):
+            pixels[place] = image
+        return pixels
+
     def _path(self, row: int) -> Path:
         return self.folder / self._shards[self._shard[row]]
 
@@ -258,13 +267,7 @@ class Encoded(Shards):
     def _decoded(self, rows: np.ndarray, shortest: int) -> np.ndarray | list[np.ndarray]:
         """Decoded by as many threads as there are cores. A set of one size keeps it: `shortest` is for mixed ones."""
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as crew:
-            images = crew.map(lambda row: self._decode(row, 0 if self.uniform else shortest), rows)
-            if not self.uniform:
-                return list(images)
-            pixels = np.empty((len(rows), *self.sizes[0], 3), np.uint8)
-            for place, image in enumerate(images):
-                pixels[place] = image
-            return pixels
+            return self._together(rows, crew.map(lambda row: self._decode(row, 0 if self.uniform else shortest), rows))
 
     def _decode(self, row: int, shortest: int) -> np.ndarray:
         try:
@@ -294,15 +297,7 @@ class Flat(Shards):
         for row in rows:  # all at once: page by page, a cold disk is several times slower
             start, past = int(self._offset[row]) // mmap.PAGESIZE * mmap.PAGESIZE, self._offset[row] + self._size[row]
             self._map(row).madvise(mmap.MADV_WILLNEED, start, int(past) - start)
-        if not self.uniform:
-            return [self._view(row) for row in rows]
-        pixels = np.empty((len(rows), *self.sizes[0], 3), np.uint8)
-        for place, row in enumerate(rows):
-            pixels[place] = self._view(row)
-        return pixels
-
-    def _view(self, row: int) -> np.ndarray:
-        return self._bytes(row).reshape(*self.sizes[row], 3)
+        return self._together(rows, (self._bytes(row).reshape(*self.sizes[row], 3) for row in rows))
 
     def _bytes(self, row: int) -> np.ndarray:
         return np.frombuffer(self._map(row), np.uint8, self._size[row], self._offset[row])
