@@ -39,12 +39,9 @@ class Foreign:
 
     def row(self) -> dict:
         """As `results.row`: its figures from the matrix, and as the file states them where the matrix cannot say."""
-        said = self.settings.get
+        said, seed = self.settings.get, self.settings.get("seed", "")
         line = {"learner": f"{said('model_name') or said('model', '')} ({self.toolbox})", "head": self.head}
-        line |= {
-            "benchmark": said("dataset", ""),
-            "order_seed": int(seed) if (seed := said("seed", "")).isdigit() else None,
-        }
+        line |= {"benchmark": said("dataset", ""), "order_seed": int(seed) if seed.isdigit() else None}
         line["backbone"] = said("backbone_type") or said("convnet_type") or said("backbone", "")
         known = {} if self.matrix is None else metrics.figures(self.matrix, self.counts)
         return line | self.written | known | {"source": self.source}
@@ -69,7 +66,7 @@ def read_mammoth(path: str | Path) -> list[Foreign]:
         settings = dict(re.findall(r"'(model|dataset|seed|backbone)': '?([^',}]*)", line))
         if means:
             stated = _stated({"accuracy (task mean)": means})
-            setting = path.absolute().parents[2].name
+            setting = next((part for part in path.absolute().parts[::-1] if part.endswith("-il")), "")
             matrix = matrix if whole else None
             found.append(Foreign("Mammoth", str(path), settings, setting, matrix, written=stated))
     return found or _nothing(path, "Mammoth", "a line a run with 'accmean_task1' and so on")
@@ -103,24 +100,24 @@ def read_ranpac(path: str | Path) -> list[Foreign]:
 
 
 def _read_log(path: Path, toolbox: str) -> list[Foreign]:
-    runs = [({}, {}, {})]  # settings; head -> its rows; head -> its newest curves
+    runs, found = [({}, {}, {})], []  # settings; head -> its rows; head -> its newest curves
     for line in LINE.findall(NUMPY_2.sub(r"\1", _text(path))):
         settings, rows, curves = runs[-1]
-        if found := ROW.match(line):
-            rows.setdefault(found[1].replace("Group Accuracies", ""), []).append(ast.literal_eval(found[2]))
-        elif found := CURVE.match(line):
-            curves.setdefault(found[1] or "", {})[CURVES[found[2]]] = ast.literal_eval(found[3])
-        elif found := SETTING.fullmatch(line):
+        try:
+            if row := ROW.match(line):
+                rows.setdefault(row[1].replace("Group Accuracies", ""), []).append(ast.literal_eval(row[2]))
+            elif curve := CURVE.match(line):
+                curves.setdefault(curve[1] or "", {})[CURVES[curve[2]]] = ast.literal_eval(curve[3])
+        except (ValueError, SyntaxError) as error:
+            raise UserError(f"{path}: {line!r} cannot be read ({error}); take the line out or repair it.") from error
+        if not row and (setting := SETTING.fullmatch(line)):
             if rows:  # the next seed's run in the same file
                 runs.append(({}, {}, {}))
-            runs[-1][0][found[1]] = found[2]
-    found = [
-        Foreign(
-            toolbox, str(path), settings, head, _matrix(rows[head], settings), written=_stated(curves.get(head, {}))
-        )
-        for settings, rows, curves in runs
-        for head in rows
-    ]
+            runs[-1][0][setting[1]] = setting[2]
+    for settings, rows, curves in runs:
+        for head, of_head in rows.items():
+            stated = _stated(curves.get(head, {}))
+            found.append(Foreign(toolbox, str(path), settings, head, _matrix(of_head, settings), written=stated))
     return found or _nothing(path, toolbox, "lines with '[trainer.py] =>' and accuracies by group")
 
 

@@ -25,11 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SUMMARY = (  # what every table shows; `cilkit.results` has all figures
-    "last accuracy",
-    "average incremental accuracy",
-    "forgetting (max before last)",
-    "backward transfer (final)",
-    "learning accuracy",
+    *("last accuracy", "average incremental accuracy", "forgetting (max before last)"),
+    *("backward transfer (final)", "learning accuracy"),
 )
 
 

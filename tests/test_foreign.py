@@ -190,6 +190,10 @@ def test_files_without_a_run_are_named(tmp_path):
     empty.write_text("nothing\n")
     with pytest.raises(UserError, match=r"empty\.log holds no run of PILOT: expected lines"):
         foreign.read_pilot(empty)
+    broken = tmp_path / "broken.log"
+    broken.write_text(line("CNN: {'total': nan, '00-09': nan}"))
+    with pytest.raises(UserError, match="'00-09': nan.* cannot be read"):
+        foreign.read_pilot(broken)
     with pytest.raises(UserError, match="no run of Mammoth"):
         foreign.read_mammoth(empty)
     table = tmp_path / "table.csv"
