@@ -15,8 +15,7 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Phases:
-    """Measure phases on one device. A phase entered again adds up: seconds and calls are summed, the peak is the
-    largest."""
+    """Measure phases on one device. Of a phase entered again, seconds and calls add up; the peak is the largest."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = str(device)
@@ -26,17 +25,15 @@ class Phases:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         now = {"seconds": 0.0, "peak_bytes": 0, "calls": 1}
-        self._note_peak()
+        self._settle()
         self._open.append(now)
-        self._synchronize()
         began = time.perf_counter()
         try:
             yield
         finally:
-            self._synchronize()
+            self._settle()
             now["seconds"] = time.perf_counter() - began
-            self._note_peak()
-            self._open.remove(now)
+            self._open = [phase for phase in self._open if phase is not now]
             self.add({name: now})
 
     def table(self) -> dict[str, dict[str, float]]:
@@ -51,17 +48,12 @@ class Phases:
             mine["calls"] += row["calls"]
             mine["peak_bytes"] = max(mine["peak_bytes"], row["peak_bytes"])
 
-    def _synchronize(self) -> None:
+    def _settle(self) -> None:
+        """Wait for the device; what was held at most since the last time counts for every open phase."""
         if self.device.startswith("cuda"):
             import torch
 
             torch.cuda.synchronize(self.device)
-
-    def _note_peak(self) -> None:
-        """What was held at most since the last note counts for every open phase; then the peak is read afresh."""
-        if self.device.startswith("cuda"):
-            import torch
-
             peak = torch.cuda.max_memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
