@@ -186,7 +186,7 @@ def imagenet1k(root: Path) -> None:
 
 
 def imagenet100(root: Path) -> None:
-    _imagenet(root, [keys("imagenet1k")[0], *keys("imagenet100")])  # the first class is not among the hundred
+    _imagenet(root, [*keys("imagenet100"), keys("imagenet1k")[0]])  # which is not among the hundred
 
 
 def imagenet100_first(root: Path) -> None:
@@ -201,7 +201,7 @@ def _imagenet(root: Path, wnids: list[str]) -> None:
 
 
 def inat_plants(root: Path) -> None:
-    kinds = [("Animalia", "Aves"), *[(f"Planta species{i}", "Plantae") for i in range(CLASSES)]]
+    kinds = [*((f"Planta species{i}", "Plantae") for i in range(CLASSES)), ("Avis species", "Aves")]
     categories = [{"id": i, "name": name, "supercategory": kind} for i, (name, kind) in enumerate(kinds)]
     (root / "categories.json").write_text(json.dumps(categories))
     for part, numbers in (("train", range(TRAIN)), ("val", range(TRAIN, TRAIN + TEST))):
@@ -247,7 +247,7 @@ def core50(root: Path) -> None:
             for frame in range(2):
                 file = f"C_{session:02d}_{thing:02d}_{frame:03d}.png"
                 at = root / "core50_128x128" / f"s{session}" / f"o{thing}" / file
-                picture(at, thing, 10 * session + frame, 32, 32)
+                picture(at, thing - 1, 10 * session + frame, 32, 32)
 
 
 def parquet(root: Path) -> None:

@@ -87,7 +87,7 @@ def find(name: str, also: Sequence[str] = ()) -> Entry:
 
 def tidy(key: str) -> str:
     """A folder's name as people would say it: 001.Black_footed_Albatross -> Black footed Albatross."""
-    return " ".join(re.sub(r"^\d+[.\-_ ]+(?=\D)", "", key).replace("_", " ").split()) or key
+    return " ".join(re.split(r"[_/\s]+", re.sub(r"^\d+[.\-_ ]+(?=\D)", "", key))).strip() or key
 
 
 @cache

@@ -302,7 +302,8 @@ def _lines(path: Path) -> list[str]:
 def _matlab(path: Path) -> dict:
     from scipy.io import loadmat
 
-    return {key: np.atleast_1d(value) for key, value in loadmat(path, squeeze_me=True).items()}
+    with open(path, "rb") as file:
+        return {key: np.atleast_1d(value) for key, value in loadmat(file, squeeze_me=True).items()}
 
 
 # ---------------------------------------------------------------- Hugging Face
