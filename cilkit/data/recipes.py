@@ -6,11 +6,9 @@ Tags: [code] read in the authors' code, at the commit named; [remembered] not ch
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-
-from cilkit.errors import UserError
 
 FILTERS = ("bilinear", "bicubic")
 
@@ -70,7 +68,7 @@ class Preset:
     area: tuple[float, float] | None = None
     square: int = 0
     pad: int = 0
-    fill: tuple[int, ...] = (0, 0, 0)  # levels of the border
+    fill: tuple[int, ...] = (0, 0, 0)  # levels of the border; the mean, where it is 0 after normalising
     flip: float = 0.0
     brightness: float = 0.0
     short: int = 256
@@ -116,6 +114,8 @@ _CIFAR_MEAN = (0.5071, 0.4867, 0.4408)
 _SLCA = "SLCA's utils/data.py, GengDavid/SLCA @d5eecd8 [code]"
 _LUCIR = "LUCIR's scripts, hshustc/CVPR19_Incremental_Learning @7ebfa1d, @183c2f9 [code]"
 _RANPAC = "RanPAC's utils/data.py, RanPAC/RanPAC @e5e21b7 [code]; pixels in 0 … 1"
+_ICARL = "iCaRL's utils_cifar100.py, srebuffi/iCaRL @b3d3686 [code]; one mean a channel, not one a pixel [ours]"
+_GMM = "GMM's training processor, DoubleClass/GMM @33744e0 [code]: no flip; tested as CLIP is"
 _CROP = {"area": (0.08, 1.0), "flip": 0.5}
 _PAD = {"size": 32, "pad": 4, "flip": 0.5, "short": 32, "squash": True}
 _WIDE_CROP = {"area": (0.05, 1.0), "flip": 0.5, "interpolation": "bilinear", **UNIT}
@@ -131,19 +131,8 @@ PRESETS = {
     "pilot": Preset("LAMDA-PILOT's utils/data.py @3450184 [code]; pixels in 0 … 1", **_WIDE_CROP),
     "ranpac": Preset(_RANPAC, **_WIDE_CROP),
     "ranpac_cifar": Preset(_RANPAC + "; CIFAR is tested whole", **_WIDE_CROP, short=224),
-    "icarl_cifar": Preset(
-        "iCaRL's utils_cifar100.py, srebuffi/iCaRL @b3d3686 [code]; one mean a channel, not one a pixel [ours]",
-        **_PAD,
-        fill=tuple(round(255 * value) for value in _CIFAR_MEAN),  # there the border is 0 after the mean is taken off
-        mean=_CIFAR_MEAN,
-        std=UNIT["std"],
-    ),
-    "gmm": Preset(
-        "GMM's training processor, DoubleClass/GMM @33744e0 [code]: no flip; tested as CLIP is",
-        area=(0.5, 1.0),
-        short=224,
-        **CLIP,
-    ),
+    "icarl_cifar": Preset(_ICARL, **_PAD, fill=(129, 124, 112), mean=_CIFAR_MEAN, std=UNIT["std"]),
+    "gmm": Preset(_GMM, area=(0.5, 1.0), short=224, **CLIP),
 }
 
 
@@ -179,24 +168,3 @@ def random_boxes(
     room = sizes - extent
     anywhere = np.floor(_uniform((n, 2), generator) * (room + 1)).astype(np.int64)
     return np.concatenate([np.where(any_fits[:, None], anywhere, room // 2), extent], axis=1)
-
-
-def preset(name: str, input: Input, image_size: int = 0) -> tuple[Preset, int]:
-    """The named preset, with what it leaves to the backbone filled in, and the side of the batches."""
-    found = PRESETS[name]
-    size = image_size or input.size or found.size
-    if name.startswith("timm"):
-        if input.interpolation not in FILTERS:
-            raise UserError(
-                f"the backbone's configuration asks for {input.interpolation!r} resizing; this reads "
-                f"{' and '.join(FILTERS)}: give its Input one of them, or take another recipe"
-            )
-        found = replace(
-            found,
-            size=size,
-            short=math.floor(size / input.crop_pct),
-            squash=input.crop_mode == "squash",
-            interpolation=input.interpolation,
-            test_interpolation=input.interpolation,
-        )
-    return replace(found, mean=found.mean or tuple(input.mean), std=found.std or tuple(input.std)), size

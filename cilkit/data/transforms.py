@@ -7,14 +7,15 @@ A recipe is made for a backbone's input: `recipe("slca_cifar", backbone.input)`.
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cilkit.data import recipes
 from cilkit.data.augment import RECIPES, augment, to_float
-from cilkit.data.recipes import Input, Plan, Preset
+from cilkit.data.recipes import FILTERS, Input, Plan, Preset
 from cilkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,19 +35,10 @@ class Recipe:
 
     name: str
     size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augments: bool
     preset: Preset
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        return self.preset.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        return self.preset.std
-
-    @property
-    def augments(self) -> bool:
-        return self.name in RECIPES[1:] or self.preset.augments
 
     def train(self, images, generator: torch.Generator, device="cpu") -> torch.Tensor:
         """Random variants, normalised float32 (n, 3, size, size), of uint8 (n, h, w, 3) or a list of uint8 (h, w, 3).
@@ -76,16 +68,26 @@ def recipe(name: str, input: Input, image_size: int = 0) -> Recipe:
     An embedded recipe keeps the images' own size where neither says one.
     UserError for an unknown name (with a near one).
     """
-    if name in RECIPES:
-        embedded = Preset("cilkit.data.augment", size=1, short=1, mean=tuple(input.mean), std=tuple(input.std))
-        return Recipe(name, image_size or input.size, embedded)
-    if name not in recipes.PRESETS:
-        known = [*RECIPES, *recipes.PRESETS]
+    known = {**dict.fromkeys(RECIPES, Preset("cilkit.data.augment", size=1, short=1)), **recipes.PRESETS}
+    if name not in known:
         near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
         meant = f" (did you mean {near[0]!r}?)" if near else ""
         raise UserError(f"no recipe {name!r}{meant}; take one of {', '.join(known)}")
-    preset, size = recipes.preset(name, input, image_size)
-    return Recipe(name, size, preset)
+    preset = known[name]
+    size = image_size or input.size or (0 if name in RECIPES else preset.size)
+    if name.startswith("timm"):
+        preset = _configured(preset, input, size)
+    augments = preset.augments or name in RECIPES[1:]
+    return Recipe(name, size, tuple(preset.mean or input.mean), tuple(preset.std or input.std), augments, preset)
+
+
+def _configured(preset: Preset, input: Input, size: int) -> Preset:
+    """With the filter and the central share of the backbone's own configuration."""
+    if input.interpolation not in FILTERS:
+        raise UserError(f"the backbone's input asks for {input.interpolation!r} resizing; give it one of {FILTERS}")
+    filters = {"interpolation": input.interpolation, "test_interpolation": input.interpolation}
+    short, squash = math.floor(size / input.crop_pct), input.crop_mode == "squash"
+    return replace(preset, size=size, short=short, squash=squash, **filters)
 
 
 def _sizes(images) -> np.ndarray:
