@@ -191,14 +191,17 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(keep, tmp_path):
 
 
 SLOW = """
-import sys, time
+import sys, threading, time
 sys.path.insert(0, "tests")
 import test_cache as t
-t.cache.PIECE = 10
-files = t.jpegs()
-slow = t.raw_of(files)
-t.build(t.cache.Raw(slow.ids, slow.labels, t.NAMES, lambda i: time.sleep(0.02) or files[i], slow.where),
-        sys.argv[1], "original", workers=1)
+
+def read(i):  # slowly from the second piece on; the main thread only foretells the size
+    time.sleep(0.5 if i > 12 and threading.current_thread() is not threading.main_thread() else 0)
+    return files[i]
+
+t.cache.PIECE, files = 10, t.jpegs()
+raw = t.raw_of(files)
+t.build(t.cache.Raw(raw.ids, raw.labels, t.NAMES, read, raw.where), t.Path(sys.argv[1]), "original", workers=1)
 """
 
 

@@ -16,7 +16,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,16 +64,13 @@ def settle(raw: Raw, keep: str = "auto") -> tuple[str, int]:
     """
     if keep not in KEEPS:
         raise UserError(f"keep {keep!r} is unknown; take one of {', '.join(KEEPS)}.")
-    sample = [found for i in _spread(len(raw)) if (found := _foretell(raw, i)) is not None]
+    spread = np.unique(np.linspace(0, len(raw) - 1, SAMPLE).astype(int)) if len(raw) else ()
+    sample = [found for i in spread if (found := _foretell(raw, int(i)))]
     decoded, encoded, short = np.mean(sample, axis=0) * len(raw) if sample else (0, 0, 0)
     if keep == "auto":
         keep = "jpeg" if len(raw) > MANY or decoded > LARGE else "original"
     size = {"original": decoded, "jpeg": encoded, "short256": short, "square300": len(raw) * 300 * 300 * 3}[keep]
     return keep, int(size)
-
-
-def _spread(n: int) -> np.ndarray:
-    return np.unique(np.linspace(0, max(n - 1, 0), SAMPLE).astype(int))[:n]
 
 
 def _foretell(raw: Raw, i: int) -> tuple[float, float, float] | None:
@@ -119,7 +116,8 @@ def build(
     try:
         with tqdm(total=len(raw), initial=len(raw) - sum(map(len, todo.values())), unit=" images", disable=None) as bar:
             for number, rows in todo.items():
-                write(folder, number, _good(in_order(kept, rows.tolist(), workers, 4 * workers), bar.update))
+                write(folder, number, filter(None, in_order(kept, rows.tolist(), workers, 4 * workers)))
+                bar.update(len(rows))
         writer.close()
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -166,8 +164,7 @@ def _piece(images: int, keep: str) -> int:
 
 
 def _demand_room(folder: Path, what: str, size: int, have: int, announce: Callable[[str], None]) -> None:
-    free = shutil.disk_usage(folder).free
-    more = max(0, size - have)
+    free, more = shutil.disk_usage(folder).free, max(0, size - have)
     announce(f"{what}: about {more / 1e9:.2f} GB to write in {folder}, {free / 1e9:.2f} GB are free")
     if more > free:
         raise UserError(
@@ -178,13 +175,6 @@ def _demand_room(folder: Path, what: str, size: int, have: int, announce: Callab
 
 def _bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def _good(found: Iterable[tuple | None], tick: Callable[[], object]) -> Iterator[tuple]:
-    for one in found:
-        tick()
-        if one is not None:
-            yield one
 
 
 def _keeper(raw: Raw, keep: str, bad_images: str) -> Callable[[int], tuple | None]:

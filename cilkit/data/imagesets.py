@@ -37,11 +37,9 @@ class Source:
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
         """str (n,)."""
-        raise NotImplementedError
 
     def read(self, rows: np.ndarray, shortest: int = 0) -> np.ndarray | list[np.ndarray]:
-        """Pixels at these positions; uint8 (n, h, w, 3) of a uniform source, else a list of uint8 (h, w, 3)."""
-        raise NotImplementedError
+        """Pixels at these positions: uint8 (n, h, w, 3) of a uniform source, else a list of uint8 (h, w, 3)."""
 
     @cached_property
     def uniform(self) -> bool:

@@ -243,7 +243,7 @@ class Shards(Source):
         return self.folder / self._shards[self._shard[row]]
 
     def _bytes(self, row: int):
-        raise NotImplementedError
+        """What the shard holds of one image."""
 
     def _altered(self, row: int) -> UserError:
         return UserError(
