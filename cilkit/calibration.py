@@ -28,7 +28,7 @@ def expected_calibration_error(scores: Scores, bins: int = BINS, binning: str = 
 
 
 def reliability(scores: Scores, bins: int = BINS, binning: str = "width") -> "pd.DataFrame":
-    """A row a bin that holds images: low, high, images, and mean confidence and accuracy in percent."""
+    """A row a bin that holds images: images, and in percent its low and high end, mean confidence and accuracy."""
     import pandas as pd
 
     confidence, correct = scores.confidence, scores.correct
@@ -50,8 +50,8 @@ def reliability(scores: Scores, bins: int = BINS, binning: str = "width") -> "pd
         low, high = edges[table.index], edges[table.index + 1]
     else:
         low, high = groups["confidence"].min(), groups["confidence"].max()
-    table.insert(0, "low", low)
-    table.insert(1, "high", high)
+    table.insert(0, "low", 100 * low)
+    table.insert(1, "high", 100 * high)
     return table.reset_index(drop=True)
 
 

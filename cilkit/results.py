@@ -71,7 +71,8 @@ def row(
     path, stream = run.folder / SUMMARY, run.settings.get("stream", {})
     known = dict(json.loads(path.read_text())[head]) if path.exists() else _without_nan(figures(run, head))
     line = {"learner": run.learner, "head": head, "benchmark": stream.get("benchmark", ""), "protocol": run.protocol}
-    line |= {"stream": stream.get("kind", ""), "backbone": run.backbone_tag, "order_seed": stream.get("order_seed")}
+    kind = stream.get("kind", "") + ", validation" * bool(stream.get("split"))
+    line |= {"stream": kind, "backbone": run.backbone_tag, "order_seed": stream.get("order_seed")}
     line |= {name: run.settings.get(name) for name in SEEDS[1:]}
     line |= {"tasks": run.n_tasks, "classes": len(run.class_names), "increments": _increments(run.increments)} | known
     if groups is not None:

@@ -57,6 +57,8 @@ def test_a_row_names_the_run_its_seeds_and_its_costs(tmp_path):
     assert (row["backbone"], row["backbone bytes"]) == ("vit_tiny.made_up", 400)
     assert (row["bytes stored"], row["bytes: exemplars"], row["images forwarded"]) == (42, 30, 12)
     assert (row["seconds: train"], row["peak bytes: train"]) == (2.5, 1000)
+    run.settings["stream"]["split"] = [0.1, 0]
+    assert (row["stream"], results.row(run)["stream"]) == ("tasks", "tasks, validation")
     assert row["tasks"] == 3 and row["increments"] == "4 + 2 × 0"
     full = run.accuracy_of("softmax", future=True).to_numpy()
     assert row["forward transfer (against chance)"] == pytest.approx((full[0, 1] + full[1, 2]) / 2 - 25)
