@@ -62,12 +62,14 @@ def row(
     """One line of a table of results. source: a Run, its folder or artifact, or a `Foreign`.
 
     groups:     class name -> group ("foreseen", "unforeseen"); adds "last accuracy, <group>", a mean over its classes.
-    cumulative: the run of the same stream trained cumulatively; adds the intransigence.
+    cumulative: the run of the same stream trained cumulatively; adds the intransigence against its same head, or its
+                default one where it has none of this name.
     """
     if isinstance(source, Foreign):
         return source.row()
     run = source if isinstance(source, Run) else Run(source)
     head = head or run.default_head
+    run.check_head(head)
     path, stream = run.folder / SUMMARY, run.settings.get("stream", {})
     known = dict(json.loads(path.read_text())[head]) if path.exists() else _without_nan(figures(run, head))
     line = {"learner": run.learner, "head": head, "benchmark": stream.get("benchmark", ""), "protocol": run.protocol}
@@ -79,8 +81,8 @@ def row(
         last, of_class = run.class_accuracy(head)[-1], np.array([groups.get(name, "") for name in run.class_names])
         line |= {f"last accuracy, {g}": float(np.nanmean(last[of_class == g])) for g in sorted({*groups.values()})}
     if cumulative is not None:
-        matrices = run.accuracy_of(head), cumulative.accuracy_of(cumulative.default_head)
-        line["intransigence (against cumulative training)"] = metrics.intransigence(*matrices)
+        reference = cumulative.accuracy_of(head if head in cumulative.heads else cumulative.default_head)
+        line["intransigence (against cumulative training)"] = metrics.intransigence(run.accuracy_of(head), reference)
     return line | _costs(run) | {"source": str(run.folder)}
 
 

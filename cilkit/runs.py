@@ -116,7 +116,7 @@ class Run:
 
     def scores(self, t: int, head: str) -> Scores:
         """What the metrics need of a head after task t, from its logits or from its compact file."""
-        self._check_head(head)
+        self.check_head(head)
         if (self._after(t) / f"scores_{head}.npy").exists():
             return Scores.load(self._after(t), head)
         return Scores.of(self._array(t, f"logits_{head}"), self.labels(t), self.task_of_class)
@@ -142,7 +142,7 @@ class Run:
 
     def predictions(self, t: int, head: str, task_known: bool = False) -> np.ndarray:
         """int64 (n,): the stream label of the largest logit, of the image's own task's classes with `task_known`."""
-        self._check_head(head)
+        self.check_head(head)
         if task_known and self.protocol == "domain":
             raise UserError("all domains of this run share their classes, so knowing the task adds nothing to score.")
         if (self._after(t) / f"scores_{head}.npy").exists():
@@ -199,7 +199,7 @@ class Run:
         predicted = self.predictions(t, head, task_known)
         return metrics.accuracy_by_task(predicted, self.labels(t), self.tasks_of(t), self.n_tasks)
 
-    def _check_head(self, head: str) -> None:
+    def check_head(self, head: str) -> None:
         if head not in self.heads:
             raise UserError(f"head {head!r} is unknown; this run has {', '.join(self.heads)}.")
 

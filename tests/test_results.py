@@ -72,14 +72,20 @@ def test_what_was_asked_of_the_representation_is_a_figure(tmp_path, run):
     assert not [name for name in results.figures(run, "raw") if name.startswith("forward")]
 
 
-def test_groups_and_the_cumulative_run_add_their_figures(run):
+def test_groups_and_the_cumulative_run_add_their_figures(tmp_path, run):
+    cumulative = Run(write_run(tmp_path / "run", increments=(3, 2, 2), seed=1))
     groups = {name: "foreseen" if c < 4 else "unforeseen" for c, name in enumerate(run.class_names)}
-    row = results.row(run, "raw", groups=groups, cumulative=run)
+    row = results.row(run, "raw", groups=groups, cumulative=cumulative)
     last = run.class_accuracy("raw")[-1]
     assert row["last accuracy, foreseen"] == pytest.approx(last[:4].mean())
     assert row["last accuracy, unforeseen"] == pytest.approx(last[4:].mean())
-    expected = metrics.intransigence(run.accuracy_of("raw"), run.accuracy_of("aligned"))
+    expected = metrics.intransigence(run.accuracy_of("raw"), cumulative.accuracy_of("raw"))
     assert row["intransigence (against cumulative training)"] == expected
+    cumulative.settings["heads"] = ["aligned"]
+    expected = metrics.intransigence(run.accuracy_of("raw"), cumulative.accuracy_of("aligned"))
+    assert results.row(run, "raw", cumulative=cumulative)["intransigence (against cumulative training)"] == expected
+    with pytest.raises(UserError, match="head 'softmax' is unknown"):
+        results.row(run, "softmax")
 
 
 def test_collecting_takes_folders_runs_heads_and_other_toolboxes(run):
