@@ -113,6 +113,21 @@ def test_a_large_folder_is_not_looked_at_again_while_its_times_stand(lay, monkey
         benchmarks.load("cub200", partial=True)
 
 
+def test_an_interrupted_build_goes_on_to_the_same_bytes(lay, tmp_path, monkeypatch):
+    lay("cub200")
+    digest = benchmarks.load("cub200", partial=True).digest
+    monkeypatch.setenv("CILKIT_ARTIFACTS", str(tmp_path / "other"))
+    with monkeypatch.context() as patch:
+        build = benchmarks.cache.build
+        patch.setattr(
+            benchmarks.cache, "build", lambda raw, at, *rest: build(raw, at, *rest) if at.name == "train" else 1 / 0
+        )
+        with pytest.raises(ZeroDivisionError):
+            benchmarks.load("cub200", partial=True)
+    assert list((tmp_path / "other" / "benchmark").glob("*.part/train/*"))
+    assert benchmarks.load("cub200", partial=True).digest == digest
+
+
 def test_a_folder_that_holds_nothing_says_what_is_expected(tmp_path):
     for name, words in (("cars196", "devkit/cars_train_annos.mat"), ("imagenet1k", "torchvision.datasets.ImageNet")):
         with pytest.raises(UserError, match=rf"is not in .*data.{name}.*Expected in the folder: .*{words}"):

@@ -115,6 +115,13 @@ def test_any_image_folder(tmp_path):
     assert np.bincount(split.labels[split.test]).tolist() == [round(TRAIN / 5)] * CLASSES
 
 
+def test_a_class_may_be_called_train(tmp_path):
+    for label, name in enumerate(("train", "tractor")):
+        for number in range(3):
+            layouts.picture(tmp_path / name / f"{number}.png", label, number)
+    assert sources.folders(tmp_path).keys == ["tractor", "train"]
+
+
 def test_held_out_images_are_a_fixed_share_of_each_class():
     labels = np.array([0] * 10 + [1] * 3 + [2])
     test = sources.hold_out(labels)

@@ -261,17 +261,20 @@ def _shortfall(entry: Entry, home: Path, names: list[str], counts: np.ndarray, m
 
 
 def _build(folder: Path, listing: Listing, facts: dict, identity: dict, workers: int) -> None:
-    skipped, home = [], f"{listing.home}/"
+    skipped = []
     for part, test in zip(PARTS, (False, True), strict=True):
-        rows = listing.select(np.flatnonzero(listing.test == test))
-        read = rows.read or (lambda i, ids=rows.ids: Path(home + ids[i]).read_bytes())
-        where = lambda i, ids=rows.ids: home + ids[i]  # noqa: E731
-        names = facts["class_names"], read, where, rows.domains, rows.domain_names
-        report = cache.build(
-            cache.Raw(rows.ids, rows.labels, *names), folder / part, identity["keep"], identity["bad_images"], workers
-        )
-        skipped += [place.removeprefix(home) for place in report["skipped"]]
+        raw = _raw(listing.select(np.flatnonzero(listing.test == test)), facts["class_names"])
+        report = cache.build(raw, folder / part, identity["keep"], identity["bad_images"], workers)
+        skipped += [os.path.relpath(place, listing.home) for place in report["skipped"]]
     artifacts.write_json(folder / "benchmark.json", facts | {"skipped": skipped})
+
+
+def _raw(rows: Listing, class_names: list[str]) -> cache.Raw:
+    def where(i: int) -> str:
+        return f"{rows.home}/{rows.ids[i]}"
+
+    read = rows.read or (lambda i: Path(where(i)).read_bytes())
+    return cache.Raw(rows.ids, rows.labels, class_names, read, where, rows.domains, rows.domain_names)
 
 
 def _fingerprint(listing: Listing) -> str:

@@ -56,9 +56,7 @@ class Entry:
 
     def class_table(self) -> dict[str, str] | None:
         """Official key -> readable name, in label order; None where only the raw files know the classes."""
-        if self.names == "imagenet":
-            return _imagenet(self.only or ("r" if self.reader == "imagenet_r" else ""))
-        return _listed(self.name)
+        return _imagenet(self.names, self.only) if self.names else _listed(self.name)
 
 
 @cache
@@ -100,10 +98,10 @@ def _listed(name: str) -> dict[str, str] | None:
 
 
 @cache
-def _imagenet(choice: str) -> dict[str, str]:
+def _imagenet(table: str, choice: str) -> dict[str, str]:
     """wnid -> name from timm's tables, read as files (importing timm takes long); our own where that is ambiguous."""
     tables = Path(importlib.util.find_spec("timm").submodule_search_locations[0]) / "data" / "_info"
-    wnids = (tables / f"imagenet{'_r' if choice == 'r' else ''}_synsets.txt").read_text().split()
+    wnids = (tables / f"{table}_synsets.txt").read_text().split()
     if choice == "seed_1993":  # LUCIR's gen_imagenet_subset.py, whose ImageFolder sorts the chosen ones again
         wnids = sorted(np.random.RandomState(1993).choice(wnids, 100, replace=False).tolist())
     elif choice == "first_100":

@@ -34,7 +34,6 @@ def fetch(downloads: Iterable[Download], home: Path, announce: Callable[[str], N
 def download(url: str, target: Path, md5: str = "", announce: Callable[[str], None] = print) -> Path:
     """The file at `url` as `target`; an earlier attempt's `.part` is continued (HTTP Range) or, if not, begun again."""
     part = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():  # laid here by hand
         _check(target, target, url, md5)
         return target
@@ -58,7 +57,8 @@ def _receive(url: str, part: Path, announce: Callable[[str], None] | None) -> bo
     from tqdm import tqdm
 
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    wanted = {"Range": f"bytes={have}-"} if have else {}
+    request = urllib.request.Request(url, headers={"User-Agent": "cilkit"} | wanted)
     try:
         answer = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
@@ -72,6 +72,7 @@ def _receive(url: str, part: Path, announce: Callable[[str], None] | None) -> bo
             have = 0
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
+        part.parent.mkdir(parents=True, exist_ok=True)
         if announce:
             announce(f"downloading {url} ({_size(total)}) to {part.parent}")
         free = shutil.disk_usage(part.parent).free

@@ -89,7 +89,8 @@ def hold_out(labels: np.ndarray, fraction: float = 0.2, seed: int = 1993) -> np.
 
 def folders(home: Path) -> Listing:
     """`train/<class>/*` and `test/<class>/*` (or val, valid, validation), or `<class>/*` alone, split by us."""
-    parts = [part for part in ("train", *TEST_FOLDERS) if (home / part).is_dir()][:2]
+    # a folder of images called "train" may be a class (CIFAR-100 has one)
+    parts = [part for part in ("train", *TEST_FOLDERS) if (home / part).is_dir() and _folders_in(home / part)][:2]
     return _class_folders(home, parts if parts[:1] == ["train"] else [""])
 
 
