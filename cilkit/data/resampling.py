@@ -41,8 +41,8 @@ def _finished(levels: torch.Tensor, brightness: np.ndarray | None, scale, offset
 
 
 def workers() -> int:
-    """Threads that work on one batch: the cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Threads that work on one batch: the cores this process may use; beyond eight they wait for the interpreter."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 _free: list[np.ndarray] = []  # memory of batches that no tensor refers to any more
