@@ -220,18 +220,15 @@ def probe(outcome, stream, threads: int = 1, device: str = "auto") -> dict:
     def make(work: artifacts.Work) -> None:
         from cilkit import analysis, backbones
 
-        last = outcome.outputs(outcome.n_tasks - 1)
+        tested, labels = outcome.features(-1), outcome.labels(-1)  # (n, dim), (n,)
         kept = outcome.artifact.path / "backbone"
-        if last.features is None or not kept.is_dir():
-            raise UserError(
-                f"{outcome.artifact.name} kept no features or no backbone (200 MB were not enough); "
-                "run it again with keep=['features', 'backbone']"
-            )
+        if not kept.is_dir():
+            raise UserError(f"{outcome.artifact.name} kept no backbone; run it again with keep=['backbone']")
         train = stream.train
         with threads_set_to(threads):
             network = backbones.load(kept).to(device_of(device))
             seen = _features(network, train, outcome.settings["hyper"])  # (n, dim)
-        scores = analysis.probe_scores(seen, train.labels, last.features, last.labels)
+        scores = analysis.probe_scores(seen, train.labels, tested, labels)
         artifacts.write_json(work.path / "probe.json", {"scores": scores, "forwarded": {"probe": len(train)}})
 
     inputs = {"run": outcome.artifact, "benchmark": stream.benchmark.artifact}
