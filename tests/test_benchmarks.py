@@ -146,6 +146,24 @@ def test_a_download_that_fails_names_the_layout_too(tmp_path, monkeypatch):
         benchmarks.load("cub200")
 
 
+def test_what_is_missing_is_fetched_and_nothing_else(lay, tmp_path, monkeypatch):
+    """One of two archives, or both when nothing is there; a home that is the archive's own folder is left alone."""
+    asked = []
+    monkeypatch.setattr("cilkit.data.fetching.fetch", lambda missing, home: asked.append([m.leaves for m in missing]))
+    home = lay("pets")
+    shutil.rmtree(home / "images")
+    with pytest.raises(UserError, match="36 images that the lists of Oxford-IIIT Pet name are not in"):
+        benchmarks.load("pets")
+    (tmp_path / "data" / "imagenet_r").mkdir()
+    with pytest.raises(UserError, match="ImageNet-R is not in"):
+        benchmarks.load("imagenet_r")
+    assert asked == [["images"], ["imagenet-r"]]
+    (lay("cub200") / "CUB_200_2011").rename(tmp_path / "birds")
+    with pytest.raises(UserError, match="has no train images"):
+        benchmarks.load("cub200", root=str(tmp_path / "birds"))
+    assert len(asked) == 2
+
+
 def test_a_part_is_refused_unless_it_is_asked_for(lay):
     home = lay("cub200")
     with pytest.raises(UserError, match=r"class 'Crested Auklet' \(and 195 more\) of CUB.* has no train images"):
@@ -272,7 +290,6 @@ def test_real_fashion_mnist(tmp_path):
 
 def test_real_omniglot(tmp_path):
     data, home = subset("omniglot_28"), tmp_path / "data" / "omniglot"
-    (home / "images_evaluation").mkdir(parents=True)
     for i in range(5 * 20):
         at = home / "images_background" / str(data["classes"][data["y"][i]])
         at.mkdir(parents=True, exist_ok=True)

@@ -144,6 +144,26 @@ def test_hugging_face_parquet(tmp_path, hub_cache):
     assert sources.huggingface(home).note == sources.OUR_SPLIT
 
 
+def test_hugging_face_domains_and_test_images_without_labels(tmp_path, hub_cache):
+    """ImageNet's test labels are all -1: its validation images are taken. Our own split holds out of each domain."""
+    from datasets import Dataset, Features, Image, Value
+
+    kinds = Features({"img": Image(), "fine_label": Value("int64"), "domain": Value("string")})
+
+    def rows(part: str, labels: list[int]) -> None:
+        cells = [{"bytes": layouts.encoded(0, i), "path": None} for i in range(len(labels))]
+        table = {"img": cells, "fine_label": labels, "domain": ["photo", "sketch"] * (len(labels) // 2)}
+        Dataset.from_dict(table, features=kinds).to_parquet(str(tmp_path / f"{part}-00000-of-00001.parquet"))
+
+    rows("train", [3] * 20 + [5] * 20)
+    listing = sources.huggingface(tmp_path)
+    assert listing.keys == ["3", "5"] and listing.domain_names == ["photo", "sketch"]
+    assert np.bincount(2 * listing.labels[listing.test] + listing.domains[listing.test]).tolist() == [2, 2, 2, 2]
+    rows("test", [-1] * 4)
+    rows("validation", [3, 3, 5, 5])
+    assert [i for i in sources.huggingface(tmp_path).ids if not i.startswith("train")][0] == "validation/0000000"
+
+
 def test_hugging_face_without_a_label_or_at_all(tmp_path, hub_cache):
     from datasets import Dataset, Features, Image
 

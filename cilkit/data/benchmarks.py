@@ -156,11 +156,18 @@ def _absolute(path: str) -> Path:
 
 
 def _listed(entry: Entry, home: Path, fetch: bool = False) -> Listing:
-    """What the raw files hold. UserError with the expected layout where something essential is missing."""
-    missing = [one for one in entry.download if fetch and not (home / one.leaves).exists() and home.name != one.gives]
+    """What the raw files hold, fetched if they are not there. UserError with the expected layout if that fails."""
+    read, missing = getattr(sources, entry.reader), [one for one in entry.download if not (home / one.leaves).exists()]
     try:
+        if fetch and 0 < len(missing) < len(entry.download):
+            fetching.fetch(missing, home)
+        try:
+            return read(home)
+        except FileNotFoundError:
+            if not (fetch and missing):
+                raise
         fetching.fetch(missing, home)
-        return getattr(sources, entry.reader)(home)
+        return read(home)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{entry.title} is not in {home}: no {error.filename}. {_expected(entry)}") from error
     except UserError as error:
@@ -307,9 +314,8 @@ class _Memory:
     def keep(self, listing: Listing, raw: str) -> None:
         inner = os.path.relpath(listing.home, self.home)
         folders = set(map(os.path.dirname, listing.ids)) if listing.read is None else set()
-        places = (
-            folders | set(map(os.path.dirname, folders)) | {path.relative_to(listing.home) for path in listing.lists}
-        )
+        lists = {path.relative_to(listing.home) for path in listing.lists}
+        places = folders | set(map(os.path.dirname, folders)) | lists
         times = self._times({os.path.normpath(os.path.join(inner, place)) for place in places} | {"."})
         artifacts.write_json(self.path, {"raw": raw, "images": len(listing.ids), "times": times})
 

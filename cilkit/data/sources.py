@@ -106,7 +106,7 @@ def imagenet(home: Path) -> Listing:
 
 def _class_folders(home: Path, parts: list[str]) -> Listing:
     found = {part: _folders_in(home / part) for part in parts}
-    keys = sorted(set().union(*found.values()))
+    keys = sorted(set().union(*found.values())) or _nothing(home / "<class>")
     rows = [
         (image, name, part in TEST_FOLDERS)
         for part, names in found.items()
@@ -121,6 +121,10 @@ def _class_folders(home: Path, parts: list[str]) -> Listing:
 
 def _folders_in(folder: Path) -> list[str]:
     return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith((".", "__")))
+
+
+def _nothing(path: Path):
+    raise FileNotFoundError(errno.ENOENT, "nothing there", str(path))
 
 
 def _images_below(home: Path, folder: str) -> list[str]:
@@ -251,13 +255,11 @@ def inat_plants(home: Path) -> Listing:
 
 def omniglot(home: Path) -> Listing:
     """<part>/<alphabet>/<character>/<number>_<drawer>.png in both parts; a class is a character of an alphabet."""
-    rows = []
-    for part in ("images_background", "images_evaluation"):
-        (home / part).stat()
-        for image in _images_below(home, part):
-            drawer = int(image.rsplit("_", 1)[1].split(".")[0])
-            rows.append((image, "/".join(image.split("/")[1:3]), drawer > OMNIGLOT_TRAIN_DRAWERS))
-    return listed(home, rows)
+    parts = [part for part in ("images_background", "images_evaluation") if (home / part).is_dir()]
+    images = [image for part in parts or _nothing(home / "images_background") for image in _images_below(home, part)]
+    drawers = [int(image.rsplit("_", 1)[1].split(".")[0]) for image in images]
+    rows = zip(images, ("/".join(image.split("/")[1:3]) for image in images), drawers, strict=True)
+    return listed(home, [(image, key, drawer > OMNIGLOT_TRAIN_DRAWERS) for image, key, drawer in rows])
 
 
 # ---------------------------------------------------------------- with domains
@@ -288,9 +290,7 @@ def _listed_domains(home: Path, domains: list[str], patterns: list[str], images:
 def core50(home: Path) -> Listing:
     """CORe50: s<session>/o<object>/C_<session>_<object>_<frame>.png; a class is an object, a domain a session."""
     home = within(home, "core50_128x128")
-    sessions = [name for name in CORE50_SESSIONS if (home / name).is_dir()]
-    if not sessions:
-        raise FileNotFoundError(errno.ENOENT, "no session", str(home / "s1"))
+    sessions = [name for name in CORE50_SESSIONS if (home / name).is_dir()] or _nothing(home / "s1")
     found = [(image, session) for session in sessions for image in _images_below(home, session)]
     rows = [(image, image.split("/")[1], session in CORE50_TEST, session) for image, session in found]
     return listed(home, rows, domain_names=CORE50_SESSIONS)
@@ -322,22 +322,23 @@ def huggingface(home: Path | str) -> Listing:
         parts = load_dataset(str(home))
     except Exception as error:  # the library raises many classes, its own and those of the network
         raise UserError(f"the Hugging Face dataset {home} cannot be loaded: {str(error).strip():.200}") from error
-    test = next((name for name in TEST_FOLDERS if name in parts), None)
     if "train" not in parts:
         raise UserError(f"the dataset {home} has the splits {', '.join(parts)}; expected train and test or validation.")
-    chosen = {name: parts[name] for name in ("train", test) if name}
+    picture = _column(parts["train"], home, lambda name, kind: isinstance(kind, Image), "image")
+    label = _column(parts["train"], home, lambda name, kind: name in ("label", "labels", "fine_label"), "label")
+    tests = [name for name in TEST_FOLDERS if name in parts and parts[name][label][0] != -1]  # ImageNet's has none
+    chosen = {name: parts[name].cast_column(picture, Image(decode=False)) for name in ("train", *tests[:1])}
     rows = concatenate_datasets(list(chosen.values()))
-    picture = _column(rows, home, lambda name, kind: isinstance(kind, Image), "image")
-    label = _column(rows, home, lambda name, kind: name in ("label", "labels", "fine_label"), "label")
-    rows = rows.cast_column(picture, Image(decode=False))
     labels, keys = _numbers(rows, label)
+    domains, names = _numbers(rows, "domain") if "domain" in rows.features else (None, [])
     ids = [f"{name}/{i:07d}" for name, part in chosen.items() for i in range(len(part))]
-    split = np.arange(len(rows)) >= len(parts["train"]) if test else hold_out(labels)
-    listing = Listing(Path(), ids, labels, split, keys, note="" if test else OUR_SPLIT)
+    kinds = labels if domains is None else labels * len(names) + domains
+    split = np.arange(len(rows)) >= len(parts["train"]) if tests else hold_out(kinds)
+    listing = Listing(Path(), ids, labels, split, keys, domains=domains, domain_names=names)
+    listing.note = "" if tests else OUR_SPLIT
     listing.read = lambda i: (cell := rows[i][picture])["bytes"] or Path(cell["path"]).read_bytes()
-    listing.bytes = compute.binary_length(compute.struct_field(rows.data.column(picture), "bytes")).to_numpy()
-    if "domain" in rows.features:
-        listing.domains, listing.domain_names = _numbers(rows, "domain")
+    sizes = compute.binary_length(compute.struct_field(rows.data.column(picture), "bytes"))
+    listing.bytes = compute.fill_null(sizes, 0).to_numpy()
     return listing
 
 
