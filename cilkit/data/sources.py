@@ -267,10 +267,10 @@ def omniglot(home: Path) -> Listing:
 
 def pacs(home: Path) -> Listing:
     """PACS: kfold/<domain>/<class>/*, lists <domain>_train_kfold.txt and <domain>_crossval_kfold.txt."""
-    lists = next((name for name in ("pacs_label", "splits") if (home / name).is_dir()), "")
-    images = next((name for name in ("kfold", "pacs_data", "images") if (home / name).is_dir()), "")
-    parts = [f"{lists}/{{}}_train_kfold.txt".lstrip("/"), f"{lists}/{{}}_crossval_kfold.txt".lstrip("/")]
-    return _listed_domains(home, PACS_DOMAINS, parts, f"{images}/".lstrip("/"))
+    lists = next((name for name in ("pacs_label", "splits") if (home / name).is_dir()), "pacs_label")
+    images = next((name for name in ("kfold", "pacs_data", "images") if (home / name).is_dir()), "kfold")
+    parts = [f"{lists}/{{}}_train_kfold.txt", f"{lists}/{{}}_crossval_kfold.txt"]
+    return _listed_domains(home, PACS_DOMAINS, parts, f"{images}/")
 
 
 def domainnet(home: Path) -> Listing:
