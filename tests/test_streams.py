@@ -99,9 +99,10 @@ def test_an_order_may_be_listed_by_name_or_by_place(benchmark):
     assert Stream(benchmark, order_list=(3, 1, 0, 2, 4, 5, 6, 7, 8, 9)).class_names[:3] == [
         "class 3", "class 1", "class 0",
     ]  # fmt: skip
-    assert Stream(benchmark, 1993, order_list=tuple(names)).identity() == Stream(
-        benchmark, 1996, order_list=tuple(names)
-    ).identity()
+    assert (
+        Stream(benchmark, 1993, order_list=tuple(names)).identity()
+        == Stream(benchmark, 1996, order_list=tuple(names)).identity()
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,6 +205,18 @@ def test_domain_streams_are_sliced_accumulated_joined_and_ordered_as_others(doma
     assert [task.name for task in listed] == ["task 1: clay", "task 2: photo", "task 3: sketch"]
     with pytest.raises(UserError, match="leaves out 'sketch'"):
         len(Stream(domains, protocol="domain", order_list=("clay", "photo")).domain_order)
+
+
+def test_domains_that_are_for_testing_only_are_dealt_out_to_the_tasks(domains):
+    """As in CORe50, whose test sessions are nobody's training session."""
+    learnt = Benchmark("core", domains.train.of_domains([0, 2]), domains.test.of_domains([1]))
+    stream = Stream(learnt, None, protocol="domain")
+    assert [task.name for task in stream] == ["task 1: photo", "task 2: clay"]
+    assert [len(task.train) for task in stream] == [20, 20]
+    for part in (stream, stream.joint()):
+        assert all(len(part.test_after(task)) == 8 for task in part)
+    assert np.bincount(stream.task_of(stream.test)).tolist() == [4, 4]
+    assert len(stream[:1].test) == 8 and set(stream[:1].task_of(stream.test)) == {0}
 
 
 def test_protocols_that_do_not_fit_are_refused(benchmark):

@@ -128,11 +128,11 @@ class Stream:
                 f"protocol {self.protocol!r} is unknown; take 'class' or 'domain' (task-incremental is a score of "
                 "'class': the same outputs, with each image's task known)."
             )
-        if self.domain and len(self.benchmark.domain_names) < 2:
-            raise UserError(f"benchmark {self.benchmark.name!r} has no domains; take protocol 'class'.")
         n_classes = len(self.benchmark.class_names)
         if self.domain:
-            increments = (n_classes,) + (0,) * (len(self.benchmark.domain_names) - 1)
+            if len(self._learnt_domains) < 2:
+                raise UserError(f"benchmark {self.benchmark.name!r} has no domains; take protocol 'class'.")
+            increments = (n_classes,) + (0,) * (len(self._learnt_domains) - 1)
         else:
             increments = increments_of(n_classes, self.increments)
             if sum(increments) < n_classes:
@@ -163,12 +163,20 @@ class Stream:
         return class_order(len(names), self.order_seed)[: sum(self.sizes)]
 
     @cached_property
+    def _learnt_domains(self) -> np.ndarray:
+        """int64: the domains that have training images. CORe50 has three sessions that are for testing only."""
+        domains = self.benchmark.train.domains
+        return np.zeros(0, np.int64) if domains is None else np.unique(domains)
+
+    @cached_property
     def domain_order(self) -> np.ndarray:
         """int64 (domains,): the benchmark's domain in each task of a domain stream; empty in a class stream."""
-        names = self.benchmark.domain_names if self.domain else []
-        listed = self.domain and self.order_list is not None
+        if not self.domain:
+            return np.zeros(0, np.int64)
+        names = [self.benchmark.domain_names[d] for d in self._learnt_domains]
+        listed = self.order_list is not None
         order = listed_order(self.order_list, names) if listed else class_order(len(names), self.order_seed)
-        return order[: self.tasks]
+        return self._learnt_domains[order[: self.tasks]]
 
     @property
     def n_classes(self) -> int:
@@ -185,12 +193,17 @@ class Stream:
         return np.repeat(np.arange(len(self)), self.sizes)
 
     def task_of(self, images: ImageSet) -> np.ndarray:
-        """int64 (n,): the task to which each image of this stream belongs, by its class or by its domain."""
+        """int64 (n,): the task to which each image of this stream belongs, by its class or by its domain.
+
+        Test images of domains that are never learnt are dealt out to the tasks in turn: every column of the accuracy
+        matrix then is an equal share of one fixed test set, and its last row together is all of it.
+        """
         if not self.domain or self.kind == "joint":
             return self.task_of_class[images.labels]
         place = np.full(len(self.benchmark.domain_names), -1)
         place[self.domain_order] = np.arange(len(self.domain_order))
-        return place[images.domains]
+        tasks = place[images.domains]
+        return np.where(tasks < 0, images.index % len(self), tasks)
 
     @property
     def task_names(self) -> list[str]:
@@ -212,8 +225,11 @@ class Stream:
             parts = self.benchmark.train, self.benchmark.test
         else:
             parts = self.benchmark.train.split_by_seed(*self.split)
-        parts = tuple(part.keep_classes(self.class_names) for part in parts)
-        return tuple(part.of_domains(self.domain_order) for part in parts) if self.domain else parts
+        train, test = (part.keep_classes(self.class_names) for part in parts)
+        if not self.domain:
+            return train, test
+        never = np.setdiff1d(np.arange(len(self.benchmark.domain_names)), self._learnt_domains)
+        return train.of_domains(self.domain_order), test.of_domains([*self.domain_order, *never])
 
     def __len__(self) -> int:
         return len(self.sizes)

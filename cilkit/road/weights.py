@@ -27,7 +27,9 @@ class Weights:
             self.identity: dict[str, Any] = {"backbone": "pretrained"}
             return
         self.source = backbone
-        path = _on_disk(backbone)
+        prefix, _, place = backbone.partition(":")
+        by_file = bool(place) and prefix in (*architectures.WEIGHTS, "local-dir")  # "slca_vit_b16_mocov3:FILE"
+        path = _on_disk(place if by_file else backbone)
         resolved, args = architectures.resolve(arch, model_args)
         if backbone == "none":
             self.identity = {"backbone": "none", "arch": resolved, "model_args": args, "weights_seed": seed}
@@ -35,9 +37,10 @@ class Weights:
             self.source = upstream(path, "backbone")
             self.inputs, self.identity = {"backbone": self.source.artifact}, {"backbone": "pretrained"}
         elif path is not None:
-            self.source = str(path)
+            self.source = f"{prefix}:{path}" if by_file else str(path)
             files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) + sorted(path.glob("*.json"))
             self.identity = {"backbone": "file", "sha256": [artifacts.sha256_of(file) for file in files]}
+            self.identity |= {"preset": prefix} if by_file else {}
             if path.is_file():
                 self.identity |= {"arch": resolved, "model_args": args}
         else:
