@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import ks_2samp, kstest
+from scipy.stats import chisquare, ks_2samp, kstest
 from sklearn.datasets import load_sample_images
 from torchvision import transforms as tv
 
@@ -131,6 +131,18 @@ def test_no_box_fits_a_thin_image_so_the_central_one_is_taken():
     boxes = recipes.random_boxes(sizes, (1.0, 1.0), generator())
     assert boxes[0].tolist() == [0, (500 - 27) // 2, 20, 27] and boxes[1].tolist() == [(500 - 27) // 2, 0, 27, 20]
     assert boxes[2].tolist() == [0, 0, 300, 400]
+
+
+@pytest.mark.parametrize("name", sorted(LITERAL))
+def test_flips_and_places_are_fair(name):
+    """Half of the images are mirrored, none for GMM; where a window is drawn, each of its places is equally likely."""
+    n, size = 6000, recipes.PRESETS[name].size
+    plan = recipes.PRESETS[name].train_plan(np.full((n, 2), size), size, generator(5))
+    assert abs(plan.flip.mean() - (0.0 if name == "gmm" else 0.5)) < 0.026  # four standard deviations
+    first, last = {"slca_fine_grained": (0, 76), "lucir_cifar": (-4, 4), "icarl_cifar": (-4, 4)}.get(name, (0, 0))
+    for places in plan.window.T:
+        counts = np.bincount(places - first, minlength=last - first + 1)
+        assert len(counts) == last - first + 1 and (first == last or chisquare(counts).pvalue > 1e-3)
 
 
 def test_brightness_factors_are_uniform_about_one():
