@@ -4,6 +4,7 @@
 here, a few made-up images in the form in which the real archive unpacks (`tests/layouts.py`).
 """
 
+import logging
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import papermill
 from cilkit.workbook import parameters
 
 sys.path.insert(0, str(Path(__file__).parent))
-import layouts  # noqa: E402
+import layouts
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,5 +36,6 @@ def prepare(path: Path, folder: Path) -> Path:
 
 
 if __name__ == "__main__":
+    logging.getLogger("papermill").setLevel("ERROR")  # it reads annotations by a pattern that unions do not fit
     for file in small_files():
         print(prepare(file, Path(sys.argv[1])))

@@ -223,8 +223,8 @@ class Learner:
         return batch
 
     def find(self, features: dict[str, np.ndarray]) -> None:
-        """Features (n, dim) of whole sources, by `ImageSet.source.key`, made before with this very backbone, frozen, and
-        this recipe: none of their images is forwarded again."""
+        """Features (n, dim) of whole sources, by `ImageSet.source.key`, made before with this very backbone, frozen,
+        and this recipe: none of their images is forwarded again."""
         for key, array in features.items():
             self.bank.fill(key, array)
         self.found = {"statistics", "test", "probe"}
