@@ -410,5 +410,5 @@ def _batches(
     cuts = [np.arange(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
     if isinstance(images, np.ndarray):
         return (recipe.test(images[cut], device) for cut in cuts)
-    far = images.streamed or device.type != "cpu"
-    return loading.prefetched(images, cuts, lambda pixels, _: recipe.test(pixels, device), ahead=2 if far else 0)
+    ahead = loading.ahead_for(images, device)
+    return loading.prefetched(images, cuts, lambda pixels, _: recipe.test(pixels, device), ahead, recipe.shortest)

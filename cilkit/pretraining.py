@@ -119,9 +119,9 @@ class _Trainer:
             return recipe.train(pixels, generator, device), torch.from_numpy(labels).to(device)
 
         cuts = transforms.batches(len(images), self.batch_size, derive(seed, "pre-training order"), epoch)
-        ahead = 2 if images.streamed or device.type != "cpu" else 0
+        ahead = loading.ahead_for(images, device)
         loss_sum, right = 0.0, 0
-        for batch, target in loading.prefetched(images, cuts, prepare, ahead=ahead):
+        for batch, target in loading.prefetched(images, cuts, prepare, ahead, recipe.shortest):
             logits = self.head(self.backbone(batch, "student"))
             loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
             self.optimiser.zero_grad(set_to_none=True)

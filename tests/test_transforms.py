@@ -114,3 +114,10 @@ def test_an_embedded_recipe_takes_other_images_when_a_size_is_given():
 
 def test_no_image_makes_an_empty_batch():
     assert recipe("timm", Input(24)).train([], generator()).shape == (0, 3, 24, 24)
+
+
+def test_a_recipe_says_how_far_an_image_may_be_decoded_small():
+    """What testing resizes the shorter side to; never where pixels stay as they are."""
+    wanted = {"timm": 256, "slca_fine_grained": 300, "slca_imagenet_r": 256, "lucir_cifar": 0, "digits": 0, "none": 0}
+    assert {name: recipe(name, Input(224)).shortest for name in wanted} == wanted
+    assert recipe("slca_imagenet_r", Input(224), 112).shortest == 128

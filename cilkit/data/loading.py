@@ -32,6 +32,11 @@ def prefetched(
     return in_order(made, cuts, workers=1, ahead=ahead) if ahead > 0 else map(made, cuts)
 
 
+def ahead_for(images: ImageSet, device) -> int:
+    """Cuts to prepare before their time: where pixels come from disk, or go to a GPU, that costs nothing."""
+    return 2 if images.streamed or device.type != "cpu" else 0
+
+
 def in_order(work: Callable[..., T], items: Iterable, workers: int, ahead: int) -> Iterator[T]:
     """work(item) of each item, in order, by `workers` threads which are at most `ahead` items before the one taken."""
     with ThreadPoolExecutor(workers) as crew:

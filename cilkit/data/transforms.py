@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,17 @@ class Recipe:
         if self.name in RECIPES and (not self.size or (sizes == self.size).all()):
             return to_float(_stacked(images, sizes), self.mean, self.std).to(device)
         return self._apply(images, self.preset.test_plan(sizes, self.size), device)
+
+    @property
+    def shortest(self) -> int:
+        """Pixels that an image's shorter side must keep: what testing resizes it to; 0 where no pixel may be lost.
+
+        Sets that stay JPEG are decoded at a half, a quarter or an eighth where that keeps them. Testing then resizes
+        once more, and small training crops lose detail: as with a cache at short side 256, an approximation.
+        """
+        if self.name in RECIPES or self.preset.pad:
+            return 0
+        return math.ceil(max(self.preset.short, self.preset.square) * self.size / self.preset.size)
 
     def _apply(self, images, plan: Plan, device) -> torch.Tensor:
         from cilkit.data import resampling

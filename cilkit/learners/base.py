@@ -137,8 +137,8 @@ class Learner:
         order = derive(self.seed_data, task.index, "order")
         cuts = transforms.batches(len(images), self.hyper.batch_size, order, epoch)
         prepare = self.augmenter(task, epoch, "augmentation")
-        far = images.streamed or self.backbone.device.type != "cpu"
-        return loading.prefetched(images, cuts, prepare, ahead=2 if far else 0)
+        ahead = loading.ahead_for(images, self.backbone.device)
+        return loading.prefetched(images, cuts, prepare, ahead, self.recipe.shortest)
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The terms of the loss by name; their sum is minimised."""
