@@ -136,35 +136,21 @@ def run(
 def learn(
     learners: Sequence[str],
     own: dict[str, dict] | None = None,
-    benchmark: str = "digits_photo",
-    order_seed: int | None = 1993,
-    increment: int | Sequence[int] = 2,
     joint_learner: str = "",
     joint_epochs: int = 0,
-    backbone: Any = "none",
-    arch: str = "small_resnet",
-    model_args: dict | None = None,
-    seed_init: int = 0,
-    seed_data: int = 0,
-    threads: int = 1,
-    keep: Sequence[str] = (),
-    look_ahead: bool = False,
-    device: str = "auto",
-    base: int = 0,
-    protocol: str = "class",
-    order: Sequence[int | str] = (),
-    validation: float = 0.0,
-    benchmark_options: dict | None = None,
-    **hyper: Any,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Several learners on one stream from one backbone: name -> `Run`. The verb of notebook 04 and its parameter files.
 
-    hyper: for every learner that declares it (`lr`, `epochs` …); a name that none of them declares is refused.
-    own:   for one learner, over that: {"slca": {"temperature": 0.05}}.
+    settings: of `stream`, of `run`, and for every learner that declares it (`lr`, `epochs` …); a name that none of them
+              knows is refused.
+    own:      for one learner, over that: {"slca": {"temperature": 0.05}}.
     With `joint_learner`, that learner also trains `joint_epochs` on one task of all classes: the upper line, "joint".
     """
     from cilkit import learners as known
 
+    for_stream, settings = _taken_by(stream, settings)
+    shared, hyper = _taken_by(run, settings)
     declared = {name: known.settings(name, {}).keys() for name in learners}
     for name in hyper:
         if not any(name in names for names in declared.values()):
@@ -176,10 +162,7 @@ def learn(
     def taken_by(name: str) -> dict[str, Any]:
         return {key: value for key, value in hyper.items() if key in declared[name]} | (own or {}).get(name, {})
 
-    on = stream(benchmark, order_seed, increment, base, protocol, order, validation, benchmark_options)
-    shared = {"backbone": backbone, "arch": arch, "model_args": model_args, "threads": threads}
-    shared |= {"keep": keep, "look_ahead": look_ahead, "device": device}
-    shared |= {"seed_init": seed_init, "seed_data": seed_data}
+    on = stream(**for_stream)
     runs = {name: run(name, on, **shared, **taken_by(name)) for name in learners}
     if joint_learner and joint_epochs:
         longer = taken_by(joint_learner) | {"epochs": joint_epochs, "milestones": [round(0.8 * joint_epochs)]}
@@ -188,26 +171,22 @@ def learn(
 
 
 @verb_of("05_generative_replay")
-def compare(
-    learner: str,
-    arms: dict[str, dict],
-    images: Any = None,
-    benchmark: str = "digits_photo",
-    order_seed: int | None = 1993,
-    increment: int | Sequence[int] = 2,
-    base: int = 0,
-    protocol: str = "class",
-    order: Sequence[int | str] = (),
-    validation: float = 0.0,
-    benchmark_options: dict | None = None,
-    **settings: Any,
-) -> dict[str, Any]:
+def compare(learner: str, arms: dict[str, dict], images: Any = None, **settings: Any) -> dict[str, Any]:
     """One learner in several arms on one stream: arm -> `Run`. The verb of notebook 05 and its parameter files.
 
-    arms: what distinguishes them, e.g. {"none": {"replay_weight": 0.0}, "replay": {"replay_weight": 1.0}}.
+    arms:     what distinguishes them, e.g. {"none": {"replay_weight": 0.0}, "replay": {"replay_weight": 1.0}}.
+    settings: of `stream`, of `run`, and of the learner.
     """
-    on = stream(benchmark, order_seed, increment, base, protocol, order, validation, benchmark_options)
+    for_stream, settings = _taken_by(stream, settings)
+    on = stream(**for_stream)
     return {arm: run(learner, on, images=images, **(settings | changes)) for arm, changes in arms.items()}
+
+
+def _taken_by(verb, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings that a verb declares, and the rest."""
+    declared = {name for name, p in inspect.signature(verb).parameters.items() if p.kind is not p.VAR_KEYWORD}
+    taken = {name: value for name, value in settings.items() if name in declared}
+    return taken, {name: value for name, value in settings.items() if name not in declared}
 
 
 def probe(outcome, stream, threads: int = 1, device: str = "auto") -> dict:
