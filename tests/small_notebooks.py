@@ -26,8 +26,8 @@ def prepare(path: Path, folder: Path) -> Path:
     """Lay out the data of one small parameter file and write its notebook, ready to run, into `folder`."""
     notebook = ROOT / "notebooks" / f"{path.parts[-3]}.ipynb"
     values, _ = parameters.check(parameters.declared(notebook), parameters.load_params(path))
-    root = values.get("benchmark_options", {}).get("root")
-    if root:
+    kind, _, place = values.get("benchmark", "").partition(":")
+    if root := values.get("benchmark_options", {}).get("root") or (place if kind == "folder" else ""):
         layouts.write(path.stem, ROOT / root)
     prepared = folder / f"{notebook.stem}-{path.stem}.ipynb"
     folder.mkdir(parents=True, exist_ok=True)
