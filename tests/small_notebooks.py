@@ -27,7 +27,7 @@ def prepare(path: Path, folder: Path) -> Path:
     notebook = ROOT / "notebooks" / f"{path.parts[-3]}.ipynb"
     values, _ = parameters.check(parameters.declared(notebook), parameters.load_params(path))
     kind, _, place = values.get("benchmark", "").partition(":")
-    if root := values.get("benchmark_options", {}).get("root") or (place if kind == "folder" else ""):
+    if root := values.get("benchmark_options", {}).get("root") or (place if kind in ("folder", "hf") else ""):
         layouts.write(path.stem, ROOT / root)
     prepared = folder / f"{notebook.stem}-{path.stem}.ipynb"
     folder.mkdir(parents=True, exist_ok=True)

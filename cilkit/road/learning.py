@@ -8,6 +8,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from cilkit import artifacts
 from cilkit.artifacts import Artifact
 from cilkit.errors import UserError
@@ -17,6 +19,7 @@ from cilkit.road.weights import Weights
 
 # Parts of the keys: raise one when the same parameters come to mean another payload.
 RUN_VERSION, PROBE_VERSION, REFERENCE_VERSION = 2, 1, 1
+SMALL = 32  # pixels on a side, above which raw pixels are no sensible features
 
 
 def stream(
@@ -227,7 +230,8 @@ def reference(
 ) -> dict:
     """The reference rows, classifiers trained on all classes at once: {classifier: accuracy in percent}.
 
-    On raw pixels (`backbone=""`), or on the frozen features of a backbone behind a recipe's test transform.
+    On raw pixels (`backbone=""`; of 32 x 32, where the images are larger), or on the frozen features of a backbone
+    behind a recipe's test transform.
     """
     weights = Weights(backbone, arch, model_args) if backbone else None
     inputs = {"benchmark": stream.benchmark.artifact, **(weights.inputs if weights else {})}
@@ -241,7 +245,7 @@ def reference(
         train, test = stream.benchmark.train, stream.benchmark.test
         with threads_set_to(threads):
             if weights is None:
-                seen = [part.images().reshape(len(part), -1) / 255 for part in (train, test)]  # (n, pixels)
+                seen = [_pixels(part) for part in (train, test)]  # (n, pixels)
             else:
                 network = weights.load().to(device_of(device))
                 settings = {"recipe": recipe, "image_size": image_size}
@@ -260,6 +264,19 @@ def _found_features(stream, weights: Weights, settings: dict, threads: int, devi
     parts = ("train",) if stream.split else ("train", "test")
     recipe, size = settings.get("recipe", "none"), settings.get("image_size", 0)
     return {part: features(stream.benchmark, part, weights, recipe, size, threads, device) for part in parts}
+
+
+def _pixels(images) -> np.ndarray:
+    """float64 (n, pixels), values in 0 … 1."""
+    from cilkit.data.decoding import shrunk
+
+    if images.sizes.max() > SMALL or not images.source.uniform:
+        pieces = [images.read(np.arange(i, min(i + 1000, len(images)))) for i in range(0, len(images), 1000)]
+        return (
+            np.stack([shrunk(image, square=SMALL) for piece in pieces for image in piece]).reshape(len(images), -1)
+            / 255
+        )
+    return images.images().reshape(len(images), -1) / 255
 
 
 def _features(network, images, settings: dict):
