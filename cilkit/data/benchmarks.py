@@ -171,7 +171,7 @@ def _listed(entry: Entry, home: Path, fetch: bool = False) -> Listing:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{entry.title} is not in {home}: no {error.filename}. {_expected(entry)}") from error
     except UserError as error:
-        raise UserError(f"{str(error).rstrip('.')}. {_expected(entry)}") from error
+        raise UserError(f"{str(error).rstrip('.')}. Expected in {home}: {entry.layout}.") from error
 
 
 def _expected(entry: Entry) -> str:
