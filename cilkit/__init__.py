@@ -17,7 +17,7 @@ _HOME = {
     "start": "workbook.start",
     "Run": "runs",
     "Learner": "learners",
-    "ImageSet": "data.shards",
+    "ImageSet": "data.imagesets",
     "UserError": "errors",
     "Stopped": "errors",
 }

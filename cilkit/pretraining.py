@@ -25,7 +25,7 @@ from cilkit.learners.base import Moment, derive
 
 if TYPE_CHECKING:
     from cilkit.backbones import Backbone
-    from cilkit.data.shards import ImageSet
+    from cilkit.data.imagesets import ImageSet
     from cilkit.data.transforms import Recipe
 
 WARM_UP = 0.1  # share of the steps in which the learning rate rises linearly

@@ -19,7 +19,7 @@ from test_decoding import encoded, ramp
 
 from cilkit.data import cache, shards
 from cilkit.data.decoding import decode, shrunk
-from cilkit.data.imagesets import ImageSet
+from cilkit.data.shards import open_set
 from cilkit.errors import UserError
 
 NAMES = ["cat", "dog", "owl"]
@@ -77,7 +77,7 @@ def test_what_is_kept_is_what_comes_back(keep, tmp_path):
     for have, want in zip(images.read(), expected, strict=True):
         np.testing.assert_array_equal(have, want)
     assert isinstance(images.read([0]), np.ndarray) == (keep == "square300")
-    ImageSet.open(tmp_path, verify=True)
+    open_set(tmp_path, verify=True)
     suffix = "tar" if keep == "jpeg" else "rgb"
     assert sorted(bytes_of(tmp_path)) == [*(f"0000{k}.{suffix}" for k in range(4)), "cache.json", "manifest.parquet"]
 

@@ -5,7 +5,7 @@ import pytest
 from tiny import backbone, image_set
 
 from cilkit import artifacts, backbones
-from cilkit.data import Benchmark, ImageSet, ShardWriter
+from cilkit.data import Benchmark, ShardWriter, open_set
 from cilkit.errors import Stopped, UserError
 from cilkit.features import FeatureBank
 from cilkit.road import features as road
@@ -117,7 +117,7 @@ def benchmark(tmp_path, monkeypatch):
             writer.close()
 
     artifact = artifacts.obtain("benchmark", 1, {"name": "tiny"}, {}, make)
-    parts = [ImageSet.open(artifact.path / part, classes=["class 2", "class 0"]) for part in ("train", "test")]
+    parts = [open_set(artifact.path / part, classes=["class 2", "class 0"]) for part in ("train", "test")]
     return Benchmark("tiny", *parts, artifact=artifact)
 
 

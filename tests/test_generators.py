@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cilkit.data.shards import ImageSet
+from cilkit.data.shards import open_set
 from cilkit.errors import UserError
 from cilkit.realms import foresee
 from cilkit.synthesis import glyphs, load_generator, make_plan, paint_plan
@@ -150,4 +150,4 @@ def test_embedded_generator_in_two_processes_paints_the_same_bytes_as_in_one(tmp
         paint_plan(plan, generator, tmp_path / str(workers), workers=workers, shard_size=16)
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("1", "2"))
     assert one == two and len(one) == 3
-    assert ImageSet.open(tmp_path / "2").manifest["steps"].unique().tolist() == [2]  # settings reach the workers
+    assert open_set(tmp_path / "2").manifest["steps"].unique().tolist() == [2]  # settings reach the workers

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from cilkit.data.shards import ImageSet, ShardWriter
+from cilkit.data.imagesets import ImageSet
+from cilkit.data.shards import ShardWriter, open_set
 from cilkit.errors import UserError
 from cilkit.synthesis import glyphs, inspect, keep_good
 from cilkit.synthesis.inspection import contrasts, near_duplicates, perceptual_hashes
@@ -43,10 +44,10 @@ def test_wrong_sizes_are_found_from_the_manifest(tmp_path):
         image = np.full((size, size, 3), 10 * number, np.uint8)
         writer.add(image, {"image_id": f"i{number}", "class_id": 0, "class_name": "heart"})
     writer.close()
-    table = inspect(ImageSet.open(tmp_path))
+    table = inspect(open_set(tmp_path))
     assert table["wrong_size"].tolist() == [False, False, True, False]
     assert table["decision"].tolist() == ["keep", "keep", "drop", "keep"]
-    assert inspect(ImageSet.open(tmp_path), size=6)["wrong_size"].tolist() == [True, True, False, True]
+    assert inspect(open_set(tmp_path), size=6)["wrong_size"].tolist() == [True, True, False, True]
 
 
 def test_decisions_can_be_overruled_and_no_class_may_vanish(renderings):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cilkit import artifacts
-from cilkit.data.shards import ImageSet
+from cilkit.data.shards import open_set
 from cilkit.errors import Stopped, UserError
 from cilkit.realms import foresee
 from cilkit.synthesis import crew, make_plan, paint_plan, plan_hash
@@ -62,7 +62,7 @@ def test_image_set_with_provenance(plan, undisturbed, tmp_path):
     assert measured["images"] == 63 and measured["images_per_second"] > 0
     assert files_of(tmp_path) == undisturbed
     assert list(undisturbed) == [f"{number:05d}.tar" for number in range(8)] + ["manifest.parquet"]  # 2 batches a shard
-    images = ImageSet.open(tmp_path, verify=True)
+    images = open_set(tmp_path, verify=True)
     assert images.ids.tolist() == plan["image_id"].tolist()
     assert images.class_names == plan["class_name"].unique().tolist()
     rows = images.manifest
@@ -186,7 +186,7 @@ def test_killed_worker_is_reported_in_a_sentence(plan, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"a painting process ended at batch \d+ \(killed.*paint again, with fewer"):
         paint_plan(plan, "font-renderings", tmp_path, workers=2, progress=kill_all)
     paint_plan(plan, "font-renderings", tmp_path)
-    assert len(ImageSet.open(tmp_path, verify=True)) == 63
+    assert len(open_set(tmp_path, verify=True)) == 63
 
 
 @pytest.mark.parametrize("function", ["save_npy", "atomic_write"])  # a batch, or a shard, that no longer fits

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from cilkit.data import shards
-from cilkit.data.shards import ImageSet, ShardWriter
+from cilkit.data.imagesets import ImageSet
+from cilkit.data.shards import ShardWriter, open_set
 from cilkit.errors import UserError
 
 NAMES = ["digit zero", "digit one", "digit two"]
@@ -42,7 +43,7 @@ def bytes_of(folder):
 
 
 def test_reads_back_pixels_labels_and_provenance(tmp_path):
-    images = ImageSet.open(written(tmp_path / "set"), verify=True)
+    images = open_set(written(tmp_path / "set"), verify=True)
     np.testing.assert_array_equal(images.images(), pictures())
     np.testing.assert_array_equal(images.labels, np.arange(25) % 3)
     assert images.class_names == NAMES and images.ids[7] == "im007"
@@ -104,19 +105,19 @@ def test_truncated_missing_and_altered_shards_are_named(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[:1000])
     with pytest.raises(UserError, match=r"00001\.tar is truncated \(1000 bytes.*build it again"):
-        ImageSet.open(tmp_path / "set")
+        open_set(tmp_path / "set")
     path.unlink()
     with pytest.raises(UserError, match=r"00001\.tar is missing.*build it again"):
-        ImageSet.open(tmp_path / "set")
+        open_set(tmp_path / "set")
     middle = 600  # inside the first image's PNG, which starts at byte 512
     path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
     with pytest.raises(UserError, match=r"image im010 in shard .*00001\.tar is not the one"):
-        ImageSet.open(tmp_path / "set", verify=True)
+        open_set(tmp_path / "set", verify=True)
     (tmp_path / "set" / "manifest.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(UserError, match="not readable Parquet"):
-        ImageSet.open(tmp_path / "set")
+        open_set(tmp_path / "set")
     with pytest.raises(UserError, match="no finished image set"):
-        ImageSet.open(tmp_path / "elsewhere")
+        open_set(tmp_path / "elsewhere")
 
 
 def test_undecodable_image_is_named(tmp_path):
@@ -125,14 +126,14 @@ def test_undecodable_image_is_named(tmp_path):
     data[512:520] = b"notapng!"
     path.write_bytes(bytes(data))
     with pytest.raises(UserError, match=r"image im000 in shard .*00000\.tar"):
-        ImageSet.open(tmp_path / "set").images()
+        open_set(tmp_path / "set").images()
 
 
 def test_a_class_without_images_is_named(tmp_path):
     with pytest.raises(UserError, match="class 'digit two' has no images"):
         ImageSet.from_arrays(pictures(4), [0, 1, 0, 1], NAMES)
     with pytest.raises(UserError, match=r"class 'digit nine' has no images in the image set set"):
-        ImageSet.open(written(tmp_path / "set"), classes=[*NAMES, "digit nine"])
+        open_set(written(tmp_path / "set"), classes=[*NAMES, "digit nine"])
     images = ImageSet.from_arrays(pictures(), np.arange(25) % 3, NAMES)
     with pytest.raises(UserError, match="class 'digit two' has no images"):
         images.of_classes([0, 1]).keep_classes(NAMES)
@@ -157,7 +158,7 @@ def test_reading_equals_decoding_every_member_of_the_tars(tmp_path):
             for member in tar:
                 image_id = member.name.split("/")[1].removesuffix(".png")
                 found[image_id] = np.asarray(Image.open(tar.extractfile(member)).convert("RGB"))
-    images = ImageSet.open(folder)
+    images = open_set(folder)
     rows = np.array([24, 3, 3, 10])
     np.testing.assert_array_equal(images.read(rows), np.stack([found[image_id] for image_id in images.ids[rows]]))
     assert not images.streamed and images.source.read(rows[:0]).shape == (0, 8, 8, 3)
@@ -167,13 +168,13 @@ def test_a_set_too_large_for_memory_is_decoded_batch_by_batch(tmp_path, monkeypa
     folder, decoded, decode = written(tmp_path / "set"), [], shards.decode
     monkeypatch.setattr(shards, "IN_MEMORY", 25 * 8 * 8 * 3 - 1)
     monkeypatch.setattr(shards, "decode", lambda *a: decoded.append(a) or decode(*a))
-    images = ImageSet.open(folder)
+    images = open_set(folder)
     assert images.streamed
     np.testing.assert_array_equal(images.images([20, 4]), pictures()[[20, 4]])
     np.testing.assert_array_equal(images.read([7], shortest=2), pictures()[[7]])  # a set of one size keeps it
     assert len(decoded) == 3
     monkeypatch.setattr(shards, "IN_MEMORY", 25 * 8 * 8 * 3)
-    held = ImageSet.open(folder)
+    held = open_set(folder)
     assert not held.streamed
     held.read([1]), held.select([2]).read()
     assert len(decoded) == 3 + 25  # once, when first asked for
@@ -184,9 +185,9 @@ def test_classes_follow_their_numbers_not_their_places(tmp_path):
     for i, image in enumerate(pictures(12)):
         writer.add(image, {**row(i), "class_id": 2 - i % 3})
     writer.close()
-    images = ImageSet.open(tmp_path)
+    images = open_set(tmp_path)
     assert images.class_names == NAMES[::-1] and images.labels.tolist() == [2 - i % 3 for i in range(12)]
-    some = ImageSet.open(tmp_path, classes=NAMES[1:])
+    some = open_set(tmp_path, classes=NAMES[1:])
     assert some.labels.tolist() == [0, 1] * 4 and some.index.tolist() == [i for i in range(12) if i % 3]
 
 
@@ -195,20 +196,20 @@ def test_a_decoded_shard_holds_the_pixels_one_after_the_other(tmp_path):
     shards.write_flat(tmp_path, 0, members)
     ShardWriter(tmp_path).close()
     assert (tmp_path / "00000.rgb").read_bytes() == pictures()[:7].tobytes()
-    images = ImageSet.open(tmp_path, verify=True)
+    images = open_set(tmp_path, verify=True)
     np.testing.assert_array_equal(images.read([6, 0]), pictures()[[6, 0]])
     data = bytearray((tmp_path / "00000.rgb").read_bytes())
     data[8 * 8 * 3] ^= 1
     (tmp_path / "00000.rgb").write_bytes(bytes(data))
     with pytest.raises(UserError, match=r"image im001 in shard .*00000\.rgb is not the one"):
-        ImageSet.open(tmp_path, verify=True)
+        open_set(tmp_path, verify=True)
 
 
 def test_a_missing_column_is_named(tmp_path):
     path = written(tmp_path / "set") / "manifest.parquet"
     pd.read_parquet(path).drop(columns="sha256").to_parquet(path)
     with pytest.raises(UserError, match=r"manifest\.parquet lacks the column 'sha256'"):
-        ImageSet.open(tmp_path / "set")
+        open_set(tmp_path / "set")
 
 
 def test_the_stand_in_of_a_large_set_opens_fast_and_is_read_in_little_memory():

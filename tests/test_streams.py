@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cilkit.data.benchmarks import Benchmark
-from cilkit.data.shards import ImageSet
+from cilkit.data.imagesets import ImageSet
 from cilkit.data.streams import SEEDS, Stream, class_order, increments_of, listed_order, order_seed
 from cilkit.errors import UserError
 

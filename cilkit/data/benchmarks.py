@@ -22,6 +22,7 @@ from cilkit import artifacts
 from cilkit.data import cache, catalogue, embedded, fetching, sources
 from cilkit.data.catalogue import Entry
 from cilkit.data.imagesets import ImageSet
+from cilkit.data.shards import open_set
 from cilkit.data.sources import Listing
 from cilkit.errors import UserError
 
@@ -129,7 +130,7 @@ def load(
 def _embedded(name: str) -> Benchmark:
     build, source, identity = embedded.RECIPES[name]
     artifact = artifacts.obtain("benchmark", 1, {"name": name, **identity}, {}, lambda work: build(work.path))
-    train, test = (ImageSet.open(artifact.path / part, classes=embedded.NAMES) for part in PARTS)
+    train, test = (open_set(artifact.path / part, classes=embedded.NAMES) for part in PARTS)
     return Benchmark(name, train, test, source, embedded.LICENCE, embedded.CITATION, artifact, name)
 
 

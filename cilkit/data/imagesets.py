@@ -87,13 +87,6 @@ class ImageSet:
         self.class_names = list(class_names)
 
     @classmethod
-    def open(cls, folder, verify: bool = False, classes: Sequence[str] | None = None) -> "ImageSet":
-        """Open a folder of shards (or an artifact that is one): see `cilkit.data.shards.open_set`."""
-        from cilkit.data.shards import open_set
-
-        return open_set(folder, verify, classes)
-
-    @classmethod
     def from_arrays(
         cls, images, labels, class_names: Sequence[str], ids=None, domains=None, domain_names: Sequence[str] = ()
     ) -> "ImageSet":

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from cilkit.data.benchmarks import Benchmark
-from cilkit.data.shards import ImageSet
+from cilkit.data.imagesets import ImageSet
 from cilkit.errors import UserError
 
 PROTOCOLS = ("class", "domain")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 

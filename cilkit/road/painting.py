@@ -26,7 +26,7 @@ def paint(
     batch_size: images painted at once, part of what is painted; 0 takes the generator's recommendation.
     workers:    processes (execution only: the bytes do not depend on it); 0 = one a core.
     """
-    from cilkit.data.shards import ImageSet
+    from cilkit.data.shards import open_set
     from cilkit.synthesis import load_generator, make_plan, paint_plan
 
     realm = upstream(realm, "realm")
@@ -50,14 +50,14 @@ def paint(
 
     inputs = {"realm": realm.artifact}
     artifact = artifacts.obtain("images", VERSION, identity, inputs, make, {"workers": workers})
-    return with_artifact(ImageSet.open(artifact.path, classes=realm.concept_names), artifact)
+    return with_artifact(open_set(artifact.path, classes=realm.concept_names), artifact)
 
 
 @opener_of("images")
 def open_images(artifact: artifacts.Artifact):
-    from cilkit.data.shards import ImageSet
+    from cilkit.data.shards import open_set
 
-    return with_artifact(ImageSet.open(artifact.path), artifact)
+    return with_artifact(open_set(artifact.path), artifact)
 
 
 def _cores() -> int:

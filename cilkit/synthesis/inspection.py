@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cilkit.data.shards import ImageSet
+from cilkit.data.imagesets import ImageSet
 
 if TYPE_CHECKING:
     import pandas as pd
