@@ -4,8 +4,9 @@
     python scripts/real_runs.py
 
 Two streams, three orders each, from ImageNet weights of MobileNetV2: CIFAR-100 (120 training and 50 test images a
-class) class-incremental, PACS (64 pixels) domain-incremental. A row a run and head, with what it was run on. And, at
-reduced scale, what a cache at short side 256 costs in accuracy: reports/sample/short_side.csv.
+class) class-incremental, PACS (64 pixels) domain-incremental. A row a run and head, with what it was run on. What the
+same weights reach with everything at once: real_upper_lines.csv. And, at reduced scale, what a cache at short side 256
+costs in accuracy: short_side.csv.
 """
 
 from __future__ import annotations
@@ -67,15 +68,33 @@ def real_streams() -> pd.DataFrame:
                 raise SystemExit(f"{output.name}: {status.state} in code cell {status.cell}: {status.sentence}")
             runs = cilkit.from_params(path, order_seed=seed)
             rows = results.collect([run for key, run in runs.items() if key != "joint"], heads="all")
-            if "joint" in runs:
-                rows["joint training"] = runs["joint"].summary()["last accuracy"]
-            tables.append(rows.reindex(columns=[*COLUMNS, "joint training"]))
+            tables.append(rows.reindex(columns=COLUMNS))
             for column in ("image_size", "epochs"):
                 tables[-1][column] = parameters_of(path)[column]
             tables[-1]["benchmark"] = name
     table = pd.concat(tables, ignore_index=True)
     table["machine"] = machine()
     return table
+
+
+def upper_lines() -> pd.DataFrame:
+    """What the same weights reach with all classes or domains at once: joint training and classifiers on features."""
+    rows = []
+    for name in TITLES:
+        given = parameters_of(ROOT / "params" / "04_slca" / f"{name}.yaml")
+        on = {key: given[key] for key in ("benchmark", "benchmark_options", "increment", "protocol")}
+        stream, shared = cilkit.stream(**on), {key: given[key] for key in ("backbone", "recipe", "image_size")}
+        scores = cilkit.reference(stream, **shared)
+        learning = {key: given[key] for key in ("epochs", "milestones", "batch_size", "lr")} | given["own"][
+            "slow_learner"
+        ]
+        joint = cilkit.run("slow_learner", stream.joint(), **shared, **learning)
+        lines = scores | {
+            "joint training, slow learner": joint.summary()["last accuracy"],
+            "chance": 100 / stream.n_classes,
+        }
+        rows += [{"benchmark": name, "classifier": line, "accuracy": value} for line, value in lines.items()]
+    return pd.DataFrame(rows)
 
 
 def short_side() -> pd.DataFrame:
@@ -104,21 +123,25 @@ def _reduced(images: ImageSet) -> ImageSet:
 
 def readme_tables() -> dict[str, str]:
     """What stands between the README's markers."""
-    runs, sides = (pd.read_csv(SAMPLE / f"{name}.csv") for name in ("real_subsets", "short_side"))
+    runs, upper, sides = (pd.read_csv(SAMPLE / f"{name}.csv") for name in CSV)
     figures = {
         "last accuracy": "last accuracy (%)",
         "average incremental accuracy": "average incremental (%)",
         "forgetting (max before last)": "forgetting (points)",
         "last accuracy, task known": "task known (%)",
         "forward transfer (against chance)": "forward transfer (points)",
-        "joint training": "joint training (%)",
     }
     runs["stream"] = runs["benchmark"].map(TITLES)
     shown = runs.groupby(["stream", "learner"], sort=False)[list(figures)].agg(interval).rename(columns=figures)
     effect = sides.pivot_table(index="learner", columns="cache", values="last accuracy", aggfunc=list)
     pairs = [str(paired_interval(*(row[cache] for cache in reversed(effect.columns)))) for _, row in effect.iterrows()]
     effect = effect.map(interval).assign(**{"difference (points)": pairs})
-    return {"real": readme.markdown(shown), "short_side": readme.markdown(effect)}
+    upper["stream"] = upper["benchmark"].map(TITLES)
+    lines = upper.pivot(index="stream", columns="classifier", values="accuracy")[
+        list(dict.fromkeys(upper["classifier"]))
+    ]
+    tables = {"real": readme.markdown(shown), "short_side": readme.markdown(effect)}
+    return tables | {"upper": readme.markdown(lines.rename_axis("all at once (%)").map("{:.1f}".format))}
 
 
 def interval(values) -> str:
@@ -127,12 +150,15 @@ def interval(values) -> str:
     return str(mean_interval(values)) if values else ""
 
 
+CSV = {"real_subsets": real_streams, "real_upper_lines": upper_lines, "short_side": short_side}
+
+
 def main() -> None:
     if not (ROOT / "data" / "subsets").is_dir():
         raise SystemExit("data/subsets is missing; lay it out first: python scripts/real_subsets.py --help")
     torch.set_num_threads(1)
-    for file, make in (("short_side.csv", short_side), ("real_subsets.csv", real_streams)):
-        artifacts.atomic_write(SAMPLE / file, make().round(4).to_csv(index=False))
+    for name, make in CSV.items():
+        artifacts.atomic_write(SAMPLE / f"{name}.csv", make().round(4).to_csv(index=False))
     readme.fill(readme_tables())
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from cilkit import artifacts
-from cilkit.artifacts import Artifact
 from cilkit.errors import UserError
 from cilkit.progress import Progress
 from cilkit.road.inputs import device_of, threads_set_to, upstream, verb_of
@@ -19,6 +18,7 @@ from cilkit.road.weights import Weights
 
 # Parts of the keys: raise one when the same parameters come to mean another payload.
 RUN_VERSION, PROBE_VERSION, REFERENCE_VERSION = 2, 1, 1
+PARTS = ("train", "test")
 SMALL = 32  # pixels on a side, above which raw pixels are no sensible features
 
 
@@ -92,7 +92,8 @@ def run(
     settings = learners.settings(learner, hyper)
     found = {}
     if learners.find(learner).frozen is True:  # always: its features are made once for all such runs
-        found = _found_features(stream, weights, settings, threads, device)
+        parts = PARTS[:1] if stream.split else PARTS  # a validation split holds out training images
+        found = _found_features(stream.benchmark, parts, weights, settings, threads, device)
     inputs |= {f"features_{part}": artifact for part, artifact in found.items()}
     identity = {
         "learner": name,
@@ -238,32 +239,35 @@ def reference(
     identity = {"threads": threads, **(weights.identity if weights else {"backbone": "pixels"})}
     if recipe != "none":
         identity |= {"recipe": recipe, "image_size": image_size}
+    made = {}
+    if weights is not None:
+        settings = {"recipe": recipe, "image_size": image_size}
+        made = _found_features(stream.benchmark, PARTS, weights, settings, threads, device)
 
     def make(work: artifacts.Work) -> None:
         from cilkit import analysis
+        from cilkit.road.features import opened
 
         train, test = stream.benchmark.train, stream.benchmark.test
         with threads_set_to(threads):
             if weights is None:
                 seen = [_pixels(part) for part in (train, test)]  # (n, pixels)
             else:
-                network = weights.load().to(device_of(device))
-                settings = {"recipe": recipe, "image_size": image_size}
-                seen = [_features(network, part, settings) for part in (train, test)]  # (n, dim)
-        scores = analysis.probe_scores(seen[0], train.labels, seen[1], test.labels, linear=weights is not None)
+                seen = [opened(made["train"])[train.index], opened(made["test"])[test.index]]  # (n, dim)
+            scores = analysis.probe_scores(seen[0], train.labels, seen[1], test.labels, linear=weights is not None)
         artifacts.write_json(work.path / "reference.json", scores)
 
+    inputs |= {f"features_{part}": artifact for part, artifact in made.items()}
     artifact = artifacts.obtain("reference", REFERENCE_VERSION, identity, inputs, make)
     return json.loads(artifact.file("reference.json").read_text())
 
 
-def _found_features(stream, weights: Weights, settings: dict, threads: int, device: str) -> dict[str, Artifact]:
-    """The features artifacts of the parts of the benchmark that a stream shows, found or made."""
+def _found_features(benchmark, parts, weights: Weights, settings: dict, threads: int, device: str) -> dict:
+    """Part -> the artifact of its features behind these weights, found or made."""
     from cilkit.road.features import features
 
-    parts = ("train",) if stream.split else ("train", "test")
     recipe, size = settings.get("recipe", "none"), settings.get("image_size", 0)
-    return {part: features(stream.benchmark, part, weights, recipe, size, threads, device) for part in parts}
+    return {part: features(benchmark, part, weights, recipe, size, threads, device) for part in parts}
 
 
 def _pixels(images) -> np.ndarray:
