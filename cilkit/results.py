@@ -142,7 +142,10 @@ def _costs(run: Run) -> dict[str, float]:
     stored, backbone = run.settings.get("stored_bytes", {}), run.settings.get("backbone", {})
     costs = {"bytes stored": sum(stored.values())} | {f"bytes: {kind}": size for kind, size in stored.items()}
     costs |= {f"backbone {kind}": backbone[kind] for kind in ("parameters", "bytes") if kind in backbone}
-    costs["images forwarded"] = sum(run.settings.get("forwards", {}).get("spent", {}).values())
+    forwards = {"declared": {}, "spent": {}, "found": []} | run.settings.get("forwards", {})
+    costs["images forwarded"] = sum(forwards["spent"].values())
+    found = sum(forwards["declared"].get(kind, 0) for kind in forwards["found"])
+    costs |= {"images found as features": found} if found else {}  # forwarded before, once for all runs
     for phase, spent in run.measured.get("phases", {}).items():
         costs |= {f"seconds: {phase}": spent["seconds"], f"peak bytes: {phase}": spent["peak_bytes"]}
     return costs
