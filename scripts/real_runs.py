@@ -40,7 +40,8 @@ COLUMNS = [
     "learner", "head", "benchmark", "protocol", "backbone", "order_seed", "tasks", "classes", "increments",
     "last accuracy", "average incremental accuracy", "forgetting (max before last)", "backward transfer (final)",
     "learning accuracy", "last accuracy, task known", "forward transfer (against chance)", "top-5 accuracy",
-    "calibration error (15 equal-width bins)", "bytes stored", "images forwarded", "images found as features", "seconds: train", "seconds: test",
+    "calibration error (15 equal-width bins)", "bytes stored", "images forwarded", "images found as features",
+    "seconds: train", "seconds: test",
     "peak bytes: train",
 ]  # fmt: skip
 # What stands for a 500 x 375 photograph, a cache at short side 256 and a network at 224: the same ratios at 64 pixels.
