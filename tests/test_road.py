@@ -232,3 +232,19 @@ def test_what_is_kept_and_where_it_runs_can_be_asked_for():
         cilkit.run("nearest_mean", cilkit.stream("digits"), **TINY, device="cuda:7")
     with pytest.raises(UserError, match="'logit' cannot be kept"):
         cilkit.run("finetune", cilkit.stream("digits"), **TINY, keep=["logit"])
+
+
+def test_a_learner_that_keeps_images_keeps_places_in_the_cache(tmp_path):
+    """Exemplars of a set whose images differ in size, and a resumed run that finds them again."""
+    import layouts
+
+    folder = layouts.write("folder", tmp_path / "raw")
+    stream = cilkit.stream(f"folder:{folder}", increment=2)
+    assert not stream.train.source.uniform
+    settings = {"recipe": "timm", "image_size": 32, "epochs": 1, "milestones": [], "batch_size": 8, "per_class": 2}
+    run = cilkit.run("icarl", stream, **TINY, **settings)
+    forwards = run.settings["forwards"]
+    assert forwards["spent"] == forwards["declared"]
+    sizes = stream.train.sizes.astype(int).prod(1) * 3
+    stored = run.settings["stored_bytes"]["exemplars"]
+    assert 8 * sizes.min() <= stored <= 8 * sizes.max() and run.accuracy.notna().to_numpy()[1].all()
