@@ -235,7 +235,7 @@ def test_what_is_kept_and_where_it_runs_can_be_asked_for():
 
 
 def test_a_learner_that_keeps_images_keeps_places_in_the_cache(tmp_path):
-    """Exemplars of a set whose images differ in size, and a resumed run that finds them again."""
+    """Exemplars of a set whose images differ in size; what they take is counted in pixels."""
     import layouts
 
     folder = layouts.write("folder", tmp_path / "raw")
