@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 
@@ -24,6 +26,27 @@ class Progress:
             return
         self.last = time.monotonic()
         print(f"{self.what}: {describe(moment)}", file=self.stream, flush=True)
+
+
+@contextmanager
+def bar(what: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    """Progress over `total` images: a bar in a terminal, elsewhere (a notebook, a log) a line each half minute.
+
+    Yields `tick(n=1)`, to be called after every n images.
+    """
+    from tqdm import tqdm
+
+    lines = Progress(what)
+    with tqdm(total=total, initial=done, desc=what, unit=" images", disable=None) as shown:
+
+        def tick(n: int = 1) -> None:
+            nonlocal done
+            done += n
+            shown.update(n)
+            if shown.disable:
+                lines(f"{done:,} of {total:,} images")
+
+        yield tick
 
 
 def describe(moment: Any) -> str:

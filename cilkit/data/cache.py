@@ -28,6 +28,7 @@ from cilkit.data.imagesets import ImageSet
 from cilkit.data.loading import in_order
 from cilkit.data.shards import MANIFEST, ShardWriter, encode_png, open_set, write_flat, write_shard
 from cilkit.errors import UserError
+from cilkit.progress import bar
 
 KEEPS = ("original", "short256", "square300", "jpeg", "auto")
 CARD = "cache.json"
@@ -99,8 +100,6 @@ def build(
     Returns {"keep", "images", "bytes", "skipped"}, the last a list of places. UserError for an unreadable image, a disk
     without room for the rest, a folder that holds another cache.
     """
-    from tqdm import tqdm
-
     if bad_images not in ("error", "skip"):
         raise UserError(f"bad_images {bad_images!r} is unknown; take 'error' or 'skip'.")
     folder, (keep, size) = Path(folder), settle(raw, keep)
@@ -114,10 +113,10 @@ def build(
     write = write_shard if keep == "jpeg" else write_flat
     kept = _keeper(raw, keep, bad_images)
     try:
-        with tqdm(total=len(raw), initial=len(raw) - sum(map(len, todo.values())), unit=" images", disable=None) as bar:
+        with bar("decoding", len(raw), len(raw) - sum(map(len, todo.values()))) as tick:
             for number, rows in todo.items():
                 write(folder, number, filter(None, in_order(kept, rows.tolist(), workers, 4 * workers)))
-                bar.update(len(rows))
+                tick(len(rows))
         writer.close()
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -9,6 +9,7 @@ import numpy as np
 
 from cilkit import artifacts
 from cilkit.errors import UserError
+from cilkit.progress import bar
 from cilkit.road.inputs import device_of, threads_set_to
 
 if TYPE_CHECKING:
@@ -65,16 +66,16 @@ def opened(artifact: artifacts.Artifact) -> np.ndarray:
 
 def _pieces(network, images, kind: str, recipe, work: artifacts.Work) -> list:
     """The features piece by piece in scratch files; what an earlier attempt finished is not computed again."""
-    from tqdm.auto import tqdm
-
     from cilkit import backbones
 
     paths = []
-    for start in tqdm(range(0, len(images), PIECE), desc="features", disable=None):
-        paths.append(work.scratch / f"features-{start // PIECE:05d}.npy")
-        if not paths[-1].exists():
+    with bar("features", len(images)) as tick:
+        for start in range(0, len(images), PIECE):
+            paths.append(work.scratch / f"features-{start // PIECE:05d}.npy")
             some = images.select(slice(start, start + PIECE))
-            artifacts.save_npy(paths[-1], backbones.extract(network, some, kind, recipe))
+            if not paths[-1].exists():
+                artifacts.save_npy(paths[-1], backbones.extract(network, some, kind, recipe))
+            tick(len(some))
     return paths
 
 
