@@ -17,7 +17,7 @@ NOTEBOOK = "04_slca"
 FIGURES = {  # run -> figure
     "02_image_synthesis": "paintings",
     "04_slca": "curves",
-    "07_forgetting_analysis": "premonition",
+    "07_forgetting_analysis-three_arms": "premonition",
 }
 
 
