@@ -22,7 +22,7 @@ from torch import nn
 
 from cilkit import architectures, artifacts
 from cilkit.data.transforms import Input
-from cilkit.errors import UserError
+from cilkit.errors import UserError, near_name
 
 if TYPE_CHECKING:
     from cilkit.data import ImageSet
@@ -153,16 +153,13 @@ def create(arch: str = DEFAULT_ARCH, seed: int = 0, model_args: dict[str, Any] |
 
 def _unknown(arch: str, error: Exception) -> str:
     """One sentence on a name that timm does not know, or on a weight tag that its architecture does not have."""
-    import difflib
-
     import timm
 
     name, _, tag = str(arch).partition(".")
     known = timm.list_pretrained(f"{name}.*") if timm.is_model(name) else timm.list_models()
     if timm.is_model(name) and (not tag or arch in known):
         return f"timm cannot build {arch!r}: {error}"
-    near = difflib.get_close_matches(str(arch) if timm.is_model(name) else name, known, n=1, cutoff=0.4)
-    meant = f" (did you mean {near[0]!r}?)" if near else ""
+    meant = near_name(arch if timm.is_model(name) else name, known)
     if timm.is_model(name):
         return f"timm knows no weights {tag!r} of {name!r}{meant}; timm.list_pretrained({name + '.*'!r}) lists them"
     return f"timm knows no architecture {arch!r}{meant}; timm.list_models() lists them"

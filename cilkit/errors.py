@@ -1,5 +1,7 @@
 """The two ways in which cilkit stops on purpose."""
 
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Bad input. The message is one sentence: the value, what was expected, what to do."""
@@ -14,3 +16,11 @@ class Stopped(KeyboardInterrupt):
 
     A KeyboardInterrupt, so that "Run All" ends instead of going on with the next cell.
     """
+
+
+def near_name(name: object, known: Iterable[str], cutoff: float = 0.4) -> str:
+    """ " (did you mean 'slca'?)" for a misspelt name, to stand in a sentence; nothing where no known name is near."""
+    import difflib
+
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=cutoff)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,9 +152,10 @@ class _Record:
     def _tasks_of(self, task: Task) -> np.ndarray:
         return self.stream.task_of(self.stream.test_after(task))
 
-    @property
+    @cached_property
     def keep(self) -> outputs.Keep:
-        """What is kept of this run; decided by its shape alone, so that a resumed run decides the same."""
+        """What is kept of this run, asked for once the first task has shown the heads; decided by its shape alone, so
+        that a resumed run decides the same."""
         images = [len(self.stream.test_after(task)) for task in self.stream]
         seen = [task.seen for task in self.stream]
         weights = sum(value.nbytes for value in self.learner.backbone.state_dict().values())

@@ -1,6 +1,5 @@
 """What is known about each benchmark: entries and class names, read from cilkit/assets/benchmarks."""
 
-import difflib
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cilkit.errors import UserError
+from cilkit.errors import UserError, near_name
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets" / "benchmarks"
 
@@ -75,10 +74,9 @@ def find(name: str, also: Sequence[str] = ()) -> Entry:
     """The entry of this name. UserError with the nearest name for an unknown one; `also`: names known elsewhere."""
     known = sorted([*entries(), *also])
     if name not in entries():
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        meant = f" (did you mean {near[0]!r}?)" if near else ""
         raise UserError(
-            f"benchmark {name!r} is unknown{meant}; known are {', '.join(known)}, folder:PATH and hf:owner/name."
+            f"benchmark {name!r} is unknown{near_name(name, known)}; "
+            f"known are {', '.join(known)}, folder:PATH and hf:owner/name."
         )
     return entries()[name]
 

@@ -8,7 +8,6 @@ A class has two numbers. Its place in the benchmark's own list, and its *stream 
 Everything that a stream hands out carries stream labels, so that after task t the classes seen are 0 … seen - 1.
 """
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +17,7 @@ import numpy as np
 
 from cilkit.data.benchmarks import Benchmark
 from cilkit.data.imagesets import ImageSet
-from cilkit.errors import UserError
+from cilkit.errors import UserError, near_name
 
 PROTOCOLS = ("class", "domain")
 
@@ -49,10 +48,9 @@ def listed_order(wanted: Sequence[int | str], names: Sequence[str]) -> np.ndarra
     for item in wanted:
         known = places.get(item) if isinstance(item, str) else int(item) if 0 <= int(item) < len(names) else None
         if known is None:
-            near = difflib.get_close_matches(str(item), names, n=1)
-            meant = f" (did you mean {near[0]!r}?)" if near else ""
             raise UserError(
-                f"the order lists {item!r}{meant}; expected names, or places 0 … {len(names) - 1}, of {len(names)}."
+                f"the order lists {item!r}{near_name(item, names, cutoff=0.6)}; "
+                f"expected names, or places 0 … {len(names) - 1}, of {len(names)}."
             )
         if known in found:
             raise UserError(f"the order lists {names[known]!r} twice; list each once.")

@@ -6,7 +6,6 @@ A recipe is made for a backbone's input: `recipe("slca_cifar", backbone.input)`.
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ import numpy as np
 from cilkit.data import recipes
 from cilkit.data.augment import RECIPES, augment, to_float
 from cilkit.data.recipes import FILTERS, Input, Plan, Preset
-from cilkit.errors import UserError
+from cilkit.errors import UserError, near_name
 
 if TYPE_CHECKING:
     import torch
@@ -81,9 +80,7 @@ def recipe(name: str, input: Input, image_size: int = 0) -> Recipe:
     """
     known = {**dict.fromkeys(RECIPES, Preset("cilkit.data.augment", size=1, short=1)), **recipes.PRESETS}
     if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-        meant = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UserError(f"no recipe {name!r}{meant}; take one of {', '.join(known)}")
+        raise UserError(f"no recipe {name!r}{near_name(name, known)}; take one of {', '.join(known)}")
     preset = known[name]
     size = image_size or input.size or (0 if name in RECIPES else preset.size)
     if name.startswith("timm"):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cilkit.errors import UserError
+from cilkit.errors import UserError, near_name
 from cilkit.learners.base import Batch, Hyper, Learner, Moment
 
 if TYPE_CHECKING:
@@ -31,7 +30,9 @@ def find(learner: str | type[Learner]) -> type[Learner]:
             raise UserError(f"{learner.__name__} is no learner; derive it from cilkit.learners.Learner")
         return learner
     if learner not in NAMES:
-        raise UserError(f"learner {learner!r} is unknown{_meant(learner, NAMES)}; known are {', '.join(NAMES)}")
+        raise UserError(
+            f"learner {learner!r} is unknown{near_name(learner, NAMES, cutoff=0.5)}; known are {', '.join(NAMES)}"
+        )
     return importlib.import_module(f"cilkit.learners.{learner}").LEARNER
 
 
@@ -73,7 +74,7 @@ def _checked(learner: str | type[Learner], hyper: dict[str, Any]) -> dict[str, A
         if name not in fields:
             raise UserError(
                 f"{learner if isinstance(learner, str) else learner.__name__} has no parameter {name!r}"
-                f"{_meant(name, fields)}; it has {', '.join(fields)}"
+                f"{near_name(name, fields, cutoff=0.5)}; it has {', '.join(fields)}"
             )
         values[name] = _coerced(name, value, fields[name].default)
     return values
@@ -88,8 +89,3 @@ def _coerced(name: str, value: Any, default: Any) -> Any:
     if wanted is tuple and isinstance(value, (list, tuple)):
         return tuple(value)
     raise UserError(f"parameter {name!r} is {value!r}; expected {wanted.__name__}, such as {default!r}")
-
-
-def _meant(name: str, known) -> str:
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""
