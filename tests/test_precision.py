@@ -1,0 +1,177 @@
+"""bf16, fused optimisers, compilation and steps that never wait."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from cilkit import backbones, precision
+from cilkit.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+class Net(nn.Module):
+    """A model with what Backbone asks of timm's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.second(self.first(x).tanh())
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.attn(x)
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(Block(), Block())
+
+    def forward(self, x):
+        return self.blocks(x)
+
+
+class Holder:
+    """A backbone as far as `prepare` looks at it."""
+
+    def __init__(self, model) -> None:
+        self.model, self.device, self.precision = model, CPU, "float32"
+
+
+@pytest.fixture
+def dynamo():
+    """torch.compile as torch has it by default, and nothing left of it afterwards."""
+    import torch._dynamo
+
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=True):
+        yield
+    torch._dynamo.reset()
+
+
+def test_float32_changes_no_bit_and_bf16_rounds_products_only():
+    torch.manual_seed(0)
+    net, x = Net(), torch.randn(5, 8)
+    plain = net(x)
+    with precision.autocast("float32", CPU):
+        assert torch.equal(net(x), plain)
+    with precision.autocast("bf16", CPU):
+        half = net(x)
+    assert half.dtype == torch.bfloat16
+    literal = torch.tanh(x.bfloat16() @ net.first.weight.bfloat16().T + net.first.bias.bfloat16())
+    literal = literal @ net.second.weight.bfloat16().T + net.second.bias.bfloat16()
+    torch.testing.assert_close(half, literal, atol=2e-2, rtol=2e-2)
+    assert not torch.equal(half.float(), plain)
+
+
+def test_gradients_of_a_bf16_pass_are_float32_and_close():
+    torch.manual_seed(0)
+    net, x = Net(), torch.randn(64, 8)
+    gradients = []
+    for how in precision.PRECISIONS:
+        net.zero_grad()
+        with precision.autocast(how, CPU):
+            y = net(x)
+        y.float().square().mean().backward()
+        gradients.append(net.first.weight.grad.clone())
+    assert gradients[1].dtype == torch.float32
+    assert (gradients[1] - gradients[0]).norm() < 0.02 * gradients[0].norm()
+
+
+def test_an_unknown_precision_is_one_sentence():
+    with pytest.raises(UserError, match="'fp16'; expected one of float32, bf16"):
+        precision.prepare(Holder(Net()), "fp16")
+
+
+def test_prepare_sets_the_precision_of_a_backbone():
+    backbone = backbones.create("small_vit", seed=0)
+    assert precision.prepare(backbone, "bf16") is backbone and backbone.precision == "bf16"
+    assert precision.attention_without_sdpa(backbone.model) == []
+    backbone.model.blocks[1].attn.fused_attn = False
+    assert precision.attention_without_sdpa(backbone.model) == ["blocks.1.attn"]
+
+
+@pytest.mark.parametrize(("net", "parts"), [(Net, [""]), (Blocks, ["blocks.0", "blocks.1"])])
+def test_what_is_compiled_keeps_its_names_and_its_copies_are_plain(net, parts, dynamo):
+    holder = Holder(net())
+    names = list(holder.model.state_dict())
+    precision.prepare(holder, compile=True)
+    assert [n for n, m in holder.model.named_modules() if m._compiled_call_impl is not None] == parts
+    assert list(holder.model.state_dict()) == names
+    assert all(module._compiled_call_impl is None for module in copy.deepcopy(holder.model).modules())
+
+
+def test_what_hooks_in_after_compilation_is_not_left_out(monkeypatch, dynamo):
+    kept = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, *a, **k: kept(call, backend="eager"))
+    holder, x = Holder(Blocks()), torch.randn(3, 8)
+    precision.prepare(holder, compile=True)
+    before = holder.model(x)
+    handle = holder.model.blocks[0].attn.register_forward_hook(lambda module, inputs, output: 0 * output)
+    expected = x + holder.model.blocks[1].attn(x)
+    torch.testing.assert_close(holder.model(x), expected)
+    handle.remove()
+    torch.testing.assert_close(holder.model(x), before)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_on_a_cpu_the_optimisers_are_torchs_own_bit_for_bit(name):
+    plain = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    settings = {"lr": 0.1, "weight_decay": 0.01}
+    torch.manual_seed(0)
+    ours, x = Net(), torch.randn(9, 8)
+    theirs = copy.deepcopy(ours)
+    optimisers = getattr(precision, name)(ours.parameters(), CPU, **settings), plain(theirs.parameters(), **settings)
+    for _ in range(3):
+        for net, optimiser in zip((ours, theirs), optimisers, strict=True):
+            optimiser.zero_grad()
+            net(x).square().sum().backward()
+            optimiser.step()
+    assert type(optimisers[0]) is plain
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_on_a_gpu_they_are_fused(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(torch.optim, "SGD", lambda groups, **settings: asked.update(settings))
+    precision.sgd([], torch.device("cuda"), lr=0.1)
+    assert asked == {"fused": True, "lr": 0.1}
+
+
+def test_a_training_step_never_waits():
+    net, x = Net(), torch.randn(6, 8)
+    optimiser = precision.sgd(net.parameters(), CPU, lr=0.1, momentum=0.9)
+    rows = torch.tensor([0, 3])
+    with precision.no_waiting():
+        loss = nn.functional.cross_entropy(net(x)[rows], torch.tensor([1, 2]))
+        loss.backward()
+        optimiser.step()
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda t: t.sum().item(),
+        lambda t: float(t.sum()),
+        lambda t: bool((t > 0).any()),
+        lambda t: t[t > 0],
+        lambda t: t.nonzero(),
+        lambda t: t.masked_select(t > 0),
+        lambda t: t.index_put_((t > 0,), torch.zeros(())),
+        lambda t: t.unique(),
+    ],
+)
+def test_what_waits_is_named(wait):
+    tensor = torch.randn(4, 4)
+    with pytest.raises(RuntimeError, match="waits for the device"), precision.no_waiting():
+        wait(tensor)
+    wait(tensor)  # outside, nothing is watched
