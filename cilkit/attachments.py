@@ -1,4 +1,4 @@
-"""What is attached to a backbone without editing it: LoRA, adapters, prompts.
+"""What is attached to a backbone without editing it: LoRA, adapters, prompts, SSF.
 
 Forward hooks add the new parameters' share, so the model's modules and the names in its own `state_dict` stay as they
 are. The parts live in `backbone.attached` under a name: they train, copy and move with the backbone, and are saved
@@ -8,7 +8,8 @@ beside its weights.
     optimiser = torch.optim.SGD(backbone.attached["lora"].parameters(), lr=0.01)
     attachments.detach(backbone, "lora")
 
-LoRA and adapters leave the features as they are until they are trained; prompts, which every token attends to, cannot.
+LoRA and adapters leave the features as they are until they are trained; prompts, which every token attends to, and
+SSF's random start do not.
 """
 
 from __future__ import annotations
@@ -166,6 +167,47 @@ def prompts(backbone: Backbone, name: str, length: int = 5, deep: bool = False, 
     return part
 
 
+class ScaleShift(nn.Module):
+    """scale * y + shift, a factor and a term a channel, on one operation's output y (SSF, Lian et al. 2022, Eq. 2)."""
+
+    def __init__(self, channels: int, std: float, spatial: bool, generator: torch.Generator) -> None:
+        super().__init__()
+        self.shape = (-1, 1, 1) if spatial else (-1,)  # channels before rows and columns, or last
+        self.scale = nn.Parameter(1 + std * torch.randn(channels, generator=generator))
+        self.shift = nn.Parameter(std * torch.randn(channels, generator=generator))
+
+    def change(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        scale, shift = (part.to(output.dtype).view(self.shape) for part in (self.scale, self.shift))
+        return output * scale + shift
+
+
+def ssf(backbone: Backbone, name: str, std: float = 0.02, seed: int = 0) -> Attachment:
+    """Scale and shift behind every linear layer, convolution and layer normalisation of any backbone.
+
+    In a vision transformer these are the places of SSF's code: patch embedding, qkv, proj, fc1, fc2 and all norms.
+    Start (read in copies of it): scale normal around 1, shift around 0, with `std`; 0 leaves the features as they are.
+    Batch normalisation is left out (our decision): with frozen statistics the convolution before it reaches the same.
+    """
+    from timm.layers import LayerNorm2d
+
+    kinds = (nn.Linear, nn.Conv2d, nn.LayerNorm)
+    chosen = [module for module in backbone.model.modules() if isinstance(module, kinds)]
+    part = _attach(backbone, name, {"kind": "ssf", "std": std, "seed": seed})
+    generator = torch.Generator().manual_seed(seed)
+    part.layers = nn.ModuleList(
+        ScaleShift(_channels(module), std, isinstance(module, (nn.Conv2d, LayerNorm2d)), generator) for module in chosen
+    )
+    part.to(backbone.device)
+    part.handles = [m.register_forward_hook(layer.change) for m, layer in zip(chosen, part.layers, strict=True)]
+    return part
+
+
+def _channels(module: nn.Module) -> int:
+    if isinstance(module, nn.LayerNorm):
+        return module.normalized_shape[-1]
+    return module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
+
+
 def detach(backbone: Backbone, name: str) -> None:
     """Take an attachment off; the backbone is what it was before. UserError for an unknown name."""
     if name not in backbone.attached:
@@ -175,7 +217,7 @@ def detach(backbone: Backbone, name: str) -> None:
         handle.remove()
 
 
-KINDS = {"lora": lora, "adapter": adapter, "prompts": prompts}
+KINDS = {"lora": lora, "adapter": adapter, "prompts": prompts, "ssf": ssf}
 
 
 def restore(backbone: Backbone, facts: dict[str, dict], weights: dict[str, torch.Tensor]) -> None:
@@ -206,8 +248,7 @@ def _ends(path: str, target: str) -> bool:
 
 
 def _blocks(backbone: Backbone) -> list[nn.Module]:
-    blocks = list(getattr(backbone.model, "blocks", []))
-    if not blocks or not all(hasattr(block, "norm2") and hasattr(block, "mlp") for block in blocks):
+    if not (blocks := backbone.blocks):
         raise UserError(f"{backbone.arch!r} has no transformer blocks to attach to; take a vision transformer")
     return blocks
 

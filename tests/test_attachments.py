@@ -12,6 +12,7 @@ MAKERS = {
     "adapter": lambda vit: attachments.adapter(vit, "part", bottleneck=5, seed=1),
     "prompts": lambda vit: attachments.prompts(vit, "part", length=3, seed=1),
     "deep prompts": lambda vit: attachments.prompts(vit, "part", length=3, deep=True, seed=1),
+    "ssf": lambda vit: attachments.ssf(vit, "part", std=0.0, seed=1),
 }
 
 
@@ -57,7 +58,7 @@ def test_only_the_attachment_learns_where_the_model_is_frozen(vit, images, kind)
     part = MAKERS[kind](vit)
     vit(images, "student").square().sum().backward()
     assert all(p.grad is None for p in vit.model.parameters())
-    zero_at_first = {"lora": ".B", "lora svd": ".B", "adapter": "up.weight", "prompts": "", "deep prompts": ""}[kind]
+    zero_at_first = {"lora": ".B", "lora svd": ".B", "adapter": "up.weight"}.get(kind, "")
     learning = {name for name, p in part.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert learning and {name for name, _ in part.named_parameters() if name.endswith(zero_at_first)} <= learning
 
@@ -137,6 +138,38 @@ def test_prompts_stand_behind_the_class_token_and_leave_no_token_behind(vit, ima
             x = block(x)
         found = model.norm(x)[:, 0]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_ssf_is_another_weight_bias_and_norm_in_every_place(vit, images):
+    """Scale and shift can be merged into what comes before them (the paper's Sec. 3.3)."""
+    part = attachments.ssf(vit, "part", seed=3)
+    expected = features(vit, images)
+    model, kinds = vit.model, (torch.nn.Linear, torch.nn.Conv2d, torch.nn.LayerNorm)
+    attachments.detach(vit, "part")
+    assert not torch.allclose(features(vit, images), expected, atol=1e-3)
+    places = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+    of_a_block = ["norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"]
+    blocks = [f"blocks.{i}.{name}" for i in range(2) for name in of_a_block]
+    assert [name for name, _ in places] == ["patch_embed.proj", *blocks, "norm"]
+    with torch.no_grad():
+        for (_, module), layer in zip(places, part.layers, strict=True):
+            module.weight *= layer.scale.view(-1, *[1] * (module.weight.ndim - 1))
+            module.bias.mul_(layer.scale).add_(layer.shift)
+    torch.testing.assert_close(features(vit, images), expected, atol=1e-5, rtol=0)
+    scales, shifts = (torch.cat([getattr(one, which) for one in part.layers]) for which in ("scale", "shift"))
+    assert abs(scales.mean() - 1) < 0.002 and abs(shifts.mean()) < 0.002
+    assert abs(scales.std() - 0.02) < 0.002 and abs(shifts.std() - 0.02) < 0.002
+
+
+@pytest.mark.parametrize("arch", ["small_resnet", "convnext_atto"])
+def test_ssf_takes_channels_where_a_convnet_has_them(arch):
+    convnet = backbones.create(arch).eval()
+    some = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before = features(convnet, some)
+    part = attachments.ssf(convnet, "part", std=0.0)
+    assert torch.equal(features(convnet, some), before)
+    shake(part)
+    assert not torch.allclose(features(convnet, some), before, atol=1e-3)
 
 
 def test_seeds_decide_and_names_are_checked(vit):
