@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Batch normalisation (our decision): in a trial, one-group normalisation in its place was 30 points behind after as
 # many epochs of joint training, and 15 (nearest class mean) after as long a pre-training on letters.
 DEFAULT_ARCH = "small_resnet"  # a preset of cilkit.architectures
-KINDS = ("student", "teacher", "statistics", "test", "query", "probe")
+KINDS = ("student", "teacher", "query", "fisher", "statistics", "test", "probe")
 WEIGHTS, CONFIG, ATTACHED = "model.safetensors", "config.json", "attached.safetensors"
 CUTTING = ("interpolation", "crop_pct", "crop_mode")  # timm's names for how an image comes to the input's size
 FILES = (".safetensors", ".pth", ".pt", ".bin", ".tar")  # single files of weights; all but the first by weights_only
@@ -47,7 +47,7 @@ class Backbone(nn.Module):
                 for a file "name@" with the beginning of its sha256.
     fresh_norm: whether the final LayerNorm was replaced (see `architectures.Weights`).
     attached:   what `cilkit.attachments` brought in by hooks; the model's own state_dict knows nothing of it.
-    forwarded:  images by kind of pass: student, teacher, statistics, test, query, probe.
+    forwarded:  images by kind of pass, one of KINDS.
     """
 
     def __init__(self, model: nn.Module, arch: str, model_args: dict[str, Any], tag: str = "") -> None:
@@ -82,6 +82,13 @@ class Backbone(nn.Module):
             raise UserError(f"{kind!r} is no kind of forward pass; one of {', '.join(KINDS)}")
         self.forwarded[kind] += len(images)
         return self.model(images)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """A vision transformer's blocks, in order; none of another network."""
+        blocks = list(getattr(self.model, "blocks", []))
+        fit = all(hasattr(block, name) for block in blocks for name in ("attn", "norm2", "mlp"))
+        return blocks if fit else []
 
     @property
     def norms(self) -> list[nn.Module]:
@@ -375,21 +382,29 @@ def _fit(backbone: Backbone, weights: dict[str, torch.Tensor], where: Path) -> N
 
 
 def extract(
-    backbone: Backbone, images: ImageSet | np.ndarray, kind: str, recipe: Recipe | None = None, batch_size: int = 256
+    backbone: Backbone,
+    images: ImageSet | np.ndarray,
+    kind: str,
+    recipe: Recipe | None = None,
+    batch_size: int = 256,
+    embed: Callable[[torch.Tensor, np.ndarray], torch.Tensor] | None = None,
 ) -> np.ndarray:
     """Features, float32 (n, dim), in eval mode, without gradients or augmentation.
 
     images: an image set, read batch by batch, or uint8 (n, h, w, 3).
     recipe: how they are resized and normalised (its test transform); None: their own size, the backbone's mean and std.
+    embed:  from a batch (b, 3, h, w) and its positions in `images` (b,) to features (b, dim); the backbone by default.
     """
-    features = np.empty((len(images), backbone.dim), np.float32)
+    features, filled = np.empty((0, backbone.dim), np.float32), 0
     was_training = backbone.training
     backbone.eval()
-    filled = 0
     with torch.no_grad():
         for batch in _batches(backbone, images, recipe, batch_size):
-            found = backbone(batch.to(backbone.device), kind).float().cpu().numpy()
-            features[filled : filled + len(found)] = found
+            batch, rows = batch.to(backbone.device), np.arange(filled, filled + len(batch))
+            found = (backbone(batch, kind) if embed is None else embed(batch, rows)).float().cpu().numpy()
+            if not filled:
+                features = np.empty((len(images), found.shape[1]), np.float32)
+            features[rows] = found
             filled += len(found)
     backbone.train(was_training)
     return features

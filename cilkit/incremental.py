@@ -2,16 +2,17 @@
 
     for task in stream:
         for moment in learner.learn(task):
-            on_moment(moment)
-        outputs(task, learner.predict(stream.test_after(task)))
+            record.tick(task, moment)
+        record.outputs(task, learner.predict(stream.test_after(task)))
 
-After every task its outputs and then a checkpoint are written: an interrupted run goes on with the next task and ends
-in the same bytes.
+After every task its outputs and then a checkpoint are written, and another checkpoint after an epoch where the last one
+is a minute old: an interrupted run goes on from there and ends in the same bytes.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from cilkit.data import Stream, Task
     from cilkit.learners import Learner, Moment
 
-CHECKPOINT = "run.safetensors"
+CHECKPOINT = "run.safetensors"  # at the end of the last finished task
+WITHIN = "epoch.safetensors"  # at the end of an epoch of the task after that
+EVERY = 60.0  # seconds of learning that an interruption may cost
 PHASES = "phases.json"
 
 
@@ -44,16 +47,18 @@ def run_stream(
     look_ahead: bool = False,
     on_moment: Callable[[Moment], None] | None = None,
     phases: Phases | None = None,
+    every: float = EVERY,
 ) -> Sequence[Outputs]:
     """Learn the stream, task by task; write the run into `folder` (None: nowhere) and return the outputs.
 
-    scratch:   folder of the checkpoint; without it an interrupted run starts again.
+    scratch:   folder of the checkpoints; without it an interrupted run starts again.
     keep, cap: what of "logits", "features", "backbone" is kept in any case, and how many bytes may be kept without
                asking; see `cilkit.outputs.plan`.
     look_ahead: also measure what the features make of each task before it is learnt (see `cilkit.lookahead`), at the
                price of forward passes of the kind "probe".
     on_moment: called after every epoch.
     phases:    measures the seconds and the peak memory of "train", "test", "write" and "look ahead".
+    every:     seconds between two checkpoints within a task.
     Raises UserError for a stream that the method is not defined for or a loss that is not finite, and Stopped when
     interrupted; what was finished is kept.
     """
@@ -63,30 +68,30 @@ def run_stream(
             f"(only {', '.join(learner.protocols)}); choose another learner or another protocol"
         )
     outputs.plan([0], [1], 1, 0, 0, cap, keep)  # a misspelt `keep` is refused before any work
-    record = _Record(learner, stream, folder, scratch, keep, cap, look_ahead, phases)
+    record = _Record(learner, stream, folder, scratch, keep, cap, look_ahead, phases, every)
     record.resume()
     for task in stream:
         if task.index < len(record.losses):
             continue
         try:
-            losses = []
-            if look_ahead:
+            if look_ahead and record.within is None:
                 with record.phase("look ahead"):
                     record.look_ahead(task)
             with record.phase("train"):
-                for moment in learner.learn(task):
-                    losses.append(moment.losses)
+                for moment in learner.learn(task, record.within):
+                    record.tick(moment)
                     if on_moment is not None:
                         on_moment(moment)
             with record.phase("test"):
                 answers = learner.predict(stream.test_after(task))
             with record.phase("write"):
-                record.outputs(task, answers, losses)
+                record.outputs(task, answers)
         except KeyboardInterrupt as stop:
-            raise Stopped(
-                f"interrupted in task {task.index + 1} of {len(stream)}; "
-                f"{task.index if scratch else 'no'} finished tasks are kept, run again to go on"
-            ) from stop
+            raise Stopped(f"interrupted in task {task.index + 1} of {len(stream)}; {record.kept_so_far}") from stop
+        except UserError as error:
+            if not record.written and not record.losses:
+                raise
+            raise UserError(f"{error}; {record.kept_so_far}") from error
     record.finish()
     return record.kept if record.folder is None else _OnDisk(record.folder, list(record.accuracy), len(stream))
 
@@ -107,12 +112,15 @@ class _OnDisk(Sequence):
 class _Record:
     """What a run has to show so far, in memory and on disk."""
 
-    def __init__(self, learner, stream, folder, scratch, keep, cap, look_ahead, phases) -> None:
-        self.learner, self.stream = learner, stream
+    def __init__(self, learner, stream, folder, scratch, keep, cap, look_ahead, phases, every) -> None:
+        self.learner, self.stream, self.every = learner, stream, every
         self.folder = None if folder is None else Path(folder)
         self.scratch = None if scratch is None else Path(scratch)
         self.asked, self.cap, self.phases = keep, cap, phases
         self.losses: list[list[dict[str, float]]] = []  # task, epoch
+        self.present: list[dict[str, float]] = []  # epochs of the task that is being learnt
+        self.within: dict | None = None  # the learner in the middle of the next task, as an interrupted run left it
+        self.written, self.since = 0, time.monotonic()  # epochs of the present task in a checkpoint, and when it was
         self.accuracy: dict[str, list[list[float]]] = {}  # head -> rows of the accuracy matrix, percent
         self.ahead: dict[str, list[float]] | None = {"initial": [], "before": []} if look_ahead else None
         self.kept: list[Outputs] = []  # of a run that is written nowhere
@@ -129,7 +137,24 @@ class _Record:
         else:
             self.ahead["before"].append(lookahead.knowable(self.learner, self.stream, task.index))
 
-    def outputs(self, task: Task, answers: Outputs, losses: list[dict[str, float]]) -> None:
+    def tick(self, moment: Moment) -> None:
+        """An epoch is over."""
+        self.present.append(moment.losses)
+        if self.scratch is not None and time.monotonic() - self.since >= self.every:
+            self._save(WITHIN, self.learner.moment_state())
+            self.written = len(self.present)
+
+    @property
+    def kept_so_far(self) -> str:
+        """What an interruption leaves, as people say it."""
+        tasks, epochs = (len(self.losses), self.written) if self.scratch else (0, 0)
+        if not tasks and not epochs:
+            return "no finished tasks are kept, run again to start over"
+        more = f" and {epochs} {'epoch' if epochs == 1 else 'epochs'} of the next" if epochs else ""
+        finished = f"{tasks or 'no'} finished {'task' if tasks == 1 else 'tasks'}{more}"
+        return f"{finished} are kept in {self.scratch}, run again to go on"
+
+    def outputs(self, task: Task, answers: Outputs) -> None:
         stream = self.stream
         if stream.domain:
             answers = Outputs(answers.ids, answers.labels, answers.heads, answers.features, self._tasks_of(task))
@@ -142,7 +167,8 @@ class _Record:
                 )
             row = metrics.accuracy_by_task(logits.argmax(1), answers.labels, tasks, len(stream))
             self.accuracy.setdefault(name, []).append(row.tolist())
-        self.losses.append(losses)
+        self.losses.append(self.present)
+        self.present, self.within, self.written = [], None, 0
         if self.folder is None:
             self.kept.append(answers)
             return
@@ -166,31 +192,45 @@ class _Record:
         """The learner's whole state and the numbers so far, in one file that is replaced at once."""
         if self.scratch is None:
             return
-        from safetensors.torch import save
-
-        facts = json.dumps({"losses": self.losses, "accuracy": self.accuracy, "ahead": self.ahead})
-        state = {name: value.detach().cpu().contiguous() for name, value in self.learner.state().items()}
-        artifacts.atomic_write(self.scratch / CHECKPOINT, save(state, metadata={"facts": facts}))
+        self._save(CHECKPOINT, self.learner.state())
+        (self.scratch / WITHIN).unlink(missing_ok=True)
         if self.phases is not None:
             artifacts.write_json(self.scratch / PHASES, self.phases.table())
 
-    def resume(self) -> None:
-        if self.scratch is None or not (self.scratch / CHECKPOINT).exists():
-            return
+    def _save(self, name: str, state: dict) -> None:
+        from safetensors.torch import save
+
+        facts = {part: getattr(self, part) for part in ("losses", "present", "accuracy", "ahead")}
+        state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        artifacts.atomic_write(self.scratch / name, save(state, metadata={"facts": json.dumps(facts)}))
+        self.since = time.monotonic()
+
+    def _read(self, name: str) -> tuple[dict, dict]:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(self.scratch / CHECKPOINT, framework="pt") as file:
-                facts = json.loads(file.metadata()["facts"])
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            with safe_open(self.scratch / name, framework="pt") as file:
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                return state, json.loads(file.metadata()["facts"])
         except SafetensorError as error:
             raise UserError(
-                f"the checkpoint {self.scratch / CHECKPOINT} is damaged ({error}); delete it and run again"
+                f"the checkpoint {self.scratch / name} is damaged ({error}); delete it and run again"
             ) from error
-        self.learner.load(state)
-        self.losses, self.accuracy, self.ahead = facts["losses"], facts["accuracy"], facts["ahead"]
-        if self.phases is not None and (self.scratch / PHASES).exists():
-            self.phases.add(json.loads((self.scratch / PHASES).read_text()))
+
+    def resume(self) -> None:
+        if self.scratch is None:
+            return
+        if (self.scratch / CHECKPOINT).exists():
+            state, facts = self._read(CHECKPOINT)
+            self.learner.load(state)
+            self.losses, self.accuracy, self.ahead = facts["losses"], facts["accuracy"], facts["ahead"]
+            if self.phases is not None and (self.scratch / PHASES).exists():
+                self.phases.add(json.loads((self.scratch / PHASES).read_text()))
+        if (self.scratch / WITHIN).exists():
+            state, facts = self._read(WITHIN)
+            if len(facts["losses"]) == len(self.losses):  # else its task was finished after all
+                self.within, self.present, self.ahead = state, facts["present"], facts["ahead"]
+                self.written = len(self.present)
 
     def finish(self) -> None:
         if self.folder is None:

@@ -50,7 +50,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(stream, tmp_path, name):
             return predict(images)
 
         learner.predict = stop
-        with pytest.raises(Stopped, match=f"interrupted in task {after + 1} of 3; {after} finished"):
+        with pytest.raises(Stopped, match=f"interrupted in task {after + 1} of 3; {after or 'no'} finished"):
             incremental.run_stream(learner, stream, tmp_path / "part", scratch=tmp_path / "scratch")
     outputs = incremental.run_stream(create(name), stream, tmp_path / "part", scratch=tmp_path / "scratch")
     assert payload(tmp_path / "part") == payload(tmp_path / "whole")

@@ -1,8 +1,12 @@
-"""Learners by name. A method is one file here, or one `Learner` subclass in a notebook cell; nothing else changes."""
+"""Learners by name. A method is one file here, or one `Learner` subclass in a notebook cell; nothing else changes.
+
+A plug-in is one file as well, and goes with every learner that has what it needs: "ewc+alignment".
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,27 +17,82 @@ from cilkit.learners.base import Batch, Hyper, Learner, Moment
 if TYPE_CHECKING:
     from cilkit.backbones import Backbone
 
-__all__ = ["NAMES", "Batch", "Hyper", "Learner", "Moment", "create", "find", "settings"]
+__all__ = [
+    "NAMES",
+    "PLUGINS",
+    "Batch",
+    "Hyper",
+    "Learner",
+    "Moment",
+    "create",
+    "find",
+    "leaks_of",
+    "recipes_of",
+    "settings",
+]
 
-# A learner's name is its file's: every file here that says `LEARNER = …`. A new method is one new file.
-NAMES = tuple(
-    sorted(
-        path.stem for path in Path(__file__).parent.glob("*.py") if "\nLEARNER = " in path.read_text(encoding="utf-8")
-    )
-)
+
+def _files_that_say(word: str) -> tuple[str, ...]:
+    files = Path(__file__).parent.glob("*.py")
+    return tuple(sorted(path.stem for path in files if f"\n{word} = " in path.read_text(encoding="utf-8")))
+
+
+# A name is its file's: every file here that says `LEARNER = …`, or `PLUGIN = …`. A new method is one new file.
+NAMES = _files_that_say("LEARNER")
+PLUGINS = _files_that_say("PLUGIN")
 
 
 def find(learner: str | type[Learner]) -> type[Learner]:
-    """The class of a learner given by name, or the class itself. UserError with the nearest name for an unknown one."""
+    """The class of a learner given by name, or the class itself. UserError with the nearest name for an unknown one.
+
+    "ewc+alignment" is the class of `ewc.py` with the plug-in of `alignment.py` before it.
+    """
     if isinstance(learner, type):
         if not issubclass(learner, Learner):
             raise UserError(f"{learner.__name__} is no learner; derive it from cilkit.learners.Learner")
         return learner
-    if learner not in NAMES:
+    name, *plugins = str(learner).split("+")
+    if name not in NAMES:
         raise UserError(
-            f"learner {learner!r} is unknown{near_name(learner, NAMES, cutoff=0.5)}; known are {', '.join(NAMES)}"
+            f"learner {name!r} is unknown{near_name(name, NAMES, cutoff=0.5)}; known are {', '.join(NAMES)}"
         )
-    return importlib.import_module(f"cilkit.learners.{learner}").LEARNER
+    found = importlib.import_module(f"cilkit.learners.{name}").LEARNER
+    for plugin in plugins:
+        if plugin not in PLUGINS:
+            raise UserError(
+                f"plug-in {plugin!r} of {learner!r} is unknown{near_name(plugin, PLUGINS, cutoff=0.5)}; known are "
+                f"{', '.join(PLUGINS)}"
+            )
+        found = _composed(importlib.import_module(f"cilkit.learners.{plugin}").PLUGIN, found, f"{name}+{plugin}")
+    return found
+
+
+@functools.cache
+def _composed(plugin: type, base: type[Learner], name: str) -> type[Learner]:
+    """`class name(plugin, base)`, with the parameters of both."""
+    plugin.check_base(base)
+
+    def check(self) -> None:
+        for part in (base.Hyper, plugin.Hyper):
+            getattr(part, "__post_init__", lambda _: None)(self)
+
+    both = type(f"{name}Hyper", (plugin.Hyper, base.Hyper), {"__post_init__": check, "__module__": plugin.__module__})
+    namespace = {"Hyper": dataclasses.dataclass(frozen=True)(both), "name": name, "__module__": plugin.__module__}
+    return type(f"{plugin.__name__}{base.__name__}", (plugin, base), namespace)
+
+
+def leaks_of(learner: str | type[Learner]) -> dict[str, str]:
+    """The leaks that a learner names, with those of everything it is made of."""
+    return functools.reduce(lambda known, c: known | vars(c).get("leaks", {}), reversed(find(learner).__mro__), {})
+
+
+def recipes_of(learner: str | type[Learner]) -> dict[str, dict[str, Any]]:
+    """Whose recipe -> the parameters that it sets, by the learner and everything it is made of."""
+    recipes: dict[str, dict[str, Any]] = {"paper": {}}
+    for part in reversed(find(learner).__mro__):
+        for whose, values in vars(part).get("RECIPES", {}).items():
+            recipes[whose] = recipes.get(whose, {}) | values
+    return recipes
 
 
 def settings(learner: str | type[Learner], hyper: dict[str, Any]) -> dict[str, Any]:
@@ -67,16 +126,24 @@ def create(
 
 
 def _checked(learner: str | type[Learner], hyper: dict[str, Any]) -> dict[str, Any]:
-    """The given parameters, each of the type of its default: whole numbers pass for floats, lists for tuples."""
+    """The given parameters over those of the recipe that they name, each of the type of its default: whole numbers pass
+    for floats, lists for tuples."""
     fields = {field.name: field for field in dataclasses.fields(find(learner).Hyper)}
+    title = learner if isinstance(learner, str) else learner.__name__
+    whose, recipes = hyper.get("recipe_of", "paper"), recipes_of(learner)
+    if whose not in recipes:
+        raise UserError(f"{title} has no recipe_of {whose!r}; take one of {', '.join(map(repr, recipes))}")
     values = {}
-    for name, value in hyper.items():
+    for name, value in (recipes[whose] | hyper).items():
         if name not in fields:
             raise UserError(
-                f"{learner if isinstance(learner, str) else learner.__name__} has no parameter {name!r}"
-                f"{near_name(name, fields, cutoff=0.5)}; it has {', '.join(fields)}"
+                f"{title} has no parameter {name!r}{near_name(name, fields, cutoff=0.5)}; it has {', '.join(fields)}"
             )
         values[name] = _coerced(name, value, fields[name].default)
+    known = leaks_of(learner)
+    for leak in values.get("leaks", ()):
+        if leak not in known:
+            raise UserError(f"{title} has no leak {leak!r} to switch on; it has {', '.join(known) or 'none'}")
     return values
 
 

@@ -2,12 +2,12 @@
 
 A method overrides `batches(task, epoch)`, `loss(batch)`, `end_task(task)`, `heads()`, and nothing else unless it must.
 All chance derives from (seed, task, epoch, purpose), never from a generator that lives on: a learner that is loaded at
-a task boundary goes on bit for bit. No torch is needed to import a learner or to check its parameters.
+the end of a task or of an epoch goes on bit for bit. No torch is needed to import a learner or to check its parameters.
 """
 
 from __future__ import annotations
 
-import math
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -53,6 +53,9 @@ class Batch:
     extra: Batch | None = None
 
 
+DIVERGED = 1e4  # a mean loss above this is past repair, although it is still a number
+
+
 @dataclass(frozen=True)
 class Hyper:
     """What `Learner.learn` reads. A method's own parameters are a subclass, or a frozen dataclass with these names."""
@@ -63,18 +66,29 @@ class Hyper:
     recipe: str = "digits"  # transforms of training and test images, see cilkit.data.transforms
     image_size: int = 0  # pixels on a side, for recipes that resize; 0: the backbone's own
     norm_statistics: str = "auto"  # see check_norm_statistics
+    recipe_of: str = "paper"  # whose: "paper", or another of the learner's RECIPES
+    leaks: tuple[str, ...] = ()  # known leaks to switch on, of those that the learner names
 
 
 class Learner:
     """A backbone, heads, and a way to learn a task.
 
-    hyper: the method's parameters, a frozen dataclass `Hyper` with the paper's values in its comments.
-    sizes: classes of each task learnt or being learnt.
+    hyper:        the method's parameters, a frozen dataclass `Hyper` with the paper's values in its comments.
+    sizes:        classes of each task learnt or being learnt.
+    needs:        "transformer" for a method that attaches to transformer blocks.
+    linear_heads: whether `raw` holds linear heads over `features`, which classifier alignment can learn again.
+    leaks:        what published code does that a fair comparison must not: name -> what it is, and where it was read.
+    RECIPES:      whose code -> the parameters in which it departs from the paper.
     """
 
     default_head = "raw"
     Hyper = Hyper
     protocols = ("class",)  # of the streams that the method is defined for
+    needs = ""
+    linear_heads = False
+    leaks: dict[str, str] = {}
+    RECIPES: dict[str, dict[str, Any]] = {}
+    test_batch = 256  # images at a time in eval mode; never changes an answer
 
     def __init__(self, backbone: Backbone, *, seed_init: int = 0, seed_data: int = 0, **hyper: Any) -> None:
         self.backbone = backbone
@@ -87,6 +101,13 @@ class Learner:
         self.sizes: list[int] = []
         self.bank = FeatureBank()  # of a backbone that cannot change: no image passes through it twice
         self.found: set[str] = set()  # kinds of passes that found all their features made before
+        self._optimiser: torch.optim.Optimizer | None = None  # while a task is learnt
+        self._epochs_done = 0  # of that task
+        if self.needs == "transformer" and not backbone.blocks:
+            raise UserError(
+                f"learner {self.name!r} attaches to transformer blocks, and {backbone.arch!r} has none; take a vision "
+                "transformer, such as arch small_vit or vit_base_patch16_224.augreg_in21k"
+            )
         self.build()
 
     @property
@@ -102,6 +123,20 @@ class Learner:
 
     def identity(self) -> dict[str, Any]:
         return {"learner": self.name, **asdict(self.hyper)}
+
+    @property
+    def dim(self) -> int:
+        """Numbers an image, as `embed` gives them."""
+        return self.backbone.dim
+
+    def leaking(self, name: str) -> bool:
+        """Whether a leak that this learner names is switched on."""
+        return name in getattr(self.hyper, "leaks", ())
+
+    @classmethod
+    def always_frozen(cls, settings: dict[str, Any]) -> bool:
+        """Whether, with these parameters, the features of all images can be had before anything is learnt."""
+        return cls.frozen is True
 
     @property
     def known(self) -> int:
@@ -140,9 +175,23 @@ class Learner:
         ahead = loading.ahead_for(images, self.backbone.device)
         return loading.prefetched(images, cuts, prepare, ahead, self.recipe.shortest)
 
+    def epochs_of(self, task: Task) -> int:
+        """How often the task's images are gone through."""
+        return self.epochs
+
+    def embed(self, images: torch.Tensor, kind: str) -> torch.Tensor:
+        """Features (batch, dim) of normalised images (batch, 3, h, w), the way this method reads an image."""
+        return self.backbone(images, kind)
+
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The terms of the loss by name; their sum is minimised."""
         raise NotImplementedError
+
+    def before_step(self, batch: Batch) -> None:
+        """Between backward pass and optimiser: clipping."""
+
+    def after_step(self, batch: Batch) -> None:
+        """After the optimiser: what a method notes of each batch."""
 
     def end_task(self, task: Task) -> None:
         """After the last epoch: statistics, exemplars."""
@@ -177,37 +226,87 @@ class Learner:
 
     # ------------------------------------------------------------ what all learners share
 
-    def learn(self, task: Task) -> Iterator[Moment]:
-        """Learn one task; yields after every epoch. UserError when a loss is no longer a finite number."""
+    def learn(self, task: Task, resumed: dict[str, torch.Tensor] | None = None) -> Iterator[Moment]:
+        """Learn one task; yields after every epoch.
+
+        resumed: what `moment_state` gave after an epoch of this task, for a learner that was loaded at the end of the
+                 task before; the epochs up to there are left out.
+        UserError for labels that no head is for, and when a loss is no longer a finite number.
+        """
         self.sizes.append(len(task.classes))
+        self._check_labels(task.train)
         self.begin_task(task)
-        if self.epochs:
-            optimiser, schedule = self.optimiser(task)
-        for epoch in range(self.epochs):
+        self._epochs_done, epochs = 0, self.epochs_of(task)
+        if resumed is not None:
+            self.load(resumed)
+        if epochs:
+            self._optimiser, schedule = self.optimiser(task)
+        if resumed is not None:
+            self._take_up(resumed, schedule)
+        for epoch in range(self._epochs_done, epochs):
             self.backbone.learning(self.norm_statistics)
-            losses = self._epoch(task, epoch, optimiser)
+            losses = self._epoch(task, epoch)
             schedule.step()
-            yield Moment(task, epoch, self.epochs, losses)
+            self._epochs_done = epoch + 1
+            yield Moment(task, epoch, epochs, losses)
+        self._optimiser = None
         self.end_task(task)
 
-    def _epoch(self, task: Task, epoch: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
+    def _check_labels(self, images: ImageSet) -> None:
+        highest = int(images.labels.max(initial=-1))
+        if highest >= self.seen:
+            raise UserError(
+                f"images of class {images.class_names[highest]!r} came to heads for {self.seen} classes, which have "
+                "not seen it; learn its task first"
+            )
+
+    def _epoch(self, task: Task, epoch: int) -> dict[str, float]:
         sums: Counter = Counter()
-        count = 0
+        totals = []  # of each batch: tensors, so that nothing waits for the device
         for batch in self.batches(task, epoch):
             terms = self.loss(batch)
-            optimiser.zero_grad(set_to_none=True)
-            sum(terms.values()).backward()
-            optimiser.step()
-            sums.update({name: term.detach() for name, term in terms.items()})  # tensors: nothing waits for the device
-            count += 1
-        losses = {name: float(total) / count for name, total in sums.items()}
+            total = sum(terms.values())
+            self._optimiser.zero_grad(set_to_none=True)
+            total.backward()
+            self.before_step(batch)
+            self._optimiser.step()
+            self.after_step(batch)
+            sums.update({name: term.detach() for name, term in terms.items()})
+            totals.append(total.detach())
+        losses = {name: float(value) / len(totals) for name, value in sums.items()}
         for name, value in losses.items():
-            if not math.isfinite(value):
+            if not abs(value) < DIVERGED:
                 raise UserError(
-                    f"the {name} loss is {value} in epoch {epoch + 1} of task {task.index + 1}; "
-                    f"lower lr (now {self.hyper.lr:g}) and run again"
+                    f"the {name} loss is {value:g} in epoch {epoch + 1} of task {task.index + 1} (first seen in batch "
+                    f"{_first_bad(totals)} of {len(totals)}); lower lr (now {self.hyper.lr:g}) and run again"
                 )
         return losses
+
+    def moment_state(self) -> dict[str, torch.Tensor]:
+        """Everything that the rest of the task and of the stream needs, at the end of an epoch."""
+        import torch
+
+        kept = self._optimiser.state_dict()["state"]
+        state = {
+            f"optimiser.{index}.{name}": value
+            for index, values in kept.items()
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor)
+        }
+        return self.state() | state | {"epochs_done": torch.tensor(self._epochs_done)}
+
+    def _take_up(self, resumed: dict[str, torch.Tensor], schedule: Any) -> None:
+        """The optimiser's own state and the schedule's place, as they were after the epochs that are done."""
+        kept: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in part(resumed, "optimiser.").items():
+            index, _, what = name.partition(".")
+            kept.setdefault(int(index), {})[what] = value
+        self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": kept})
+        self._epochs_done = int(resumed["epochs_done"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the steps of the optimiser came before, in another process
+            for _ in range(self._epochs_done):
+                schedule.step()
 
     def augmenter(self, task: Task, epoch: int, purpose: str) -> Callable[[Any, np.ndarray], Batch]:
         """Turns uint8 images and labels into a batch; its chance depends on (seed_data, task, epoch, purpose)."""
@@ -235,7 +334,8 @@ class Learner:
         from cilkit.backbones import extract
 
         def forward(some: ImageSet) -> np.ndarray:
-            return extract(self.backbone, some, kind, self.recipe)
+            embed = lambda batch, rows: self.embed(batch, kind)  # noqa: E731
+            return extract(self.backbone, some, kind, self.recipe, self.test_batch, embed)
 
         if not self.frozen or isinstance(images, np.ndarray):
             return forward(images)
@@ -250,6 +350,7 @@ class Learner:
         """Outputs of all heads on test images, from one forward pass; `ids` are places in the benchmark's test set."""
         import torch
 
+        self._check_labels(images)
         heads = self.heads()
         features = self.features(images, "test")  # (n, dim)
         with torch.no_grad():
@@ -261,6 +362,14 @@ class Learner:
         """Test images: all classes seen so far after every task; once each where the backbone is frozen."""
         counts = [len(stream.test_after(task)) for task in stream]
         return counts[-1] if self.frozen else sum(counts)
+
+
+def _first_bad(totals: list[torch.Tensor]) -> int:
+    """Place, from 1, of the first batch whose loss is not below DIVERGED; the last one where each of them is."""
+    import torch
+
+    bad = ~(torch.stack(totals).abs() < DIVERGED)
+    return int(bad.int().argmax()) + 1 if bool(bad.any()) else len(totals)
 
 
 def part(state: dict[str, torch.Tensor], start: str) -> dict[str, torch.Tensor]:

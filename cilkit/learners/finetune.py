@@ -35,6 +35,8 @@ class FinetuneHyper:
     # Batch normalisation in training: "frozen" running statistics, each "batch"'s own, or "auto": frozen where the
     # backbone comes trained. Our decision: the papers' transformers have none that two classes could pull away.
     norm_statistics: str = "auto"
+    recipe_of: str = "paper"  # whose: see the learner's RECIPES
+    leaks: tuple[str, ...] = ()  # known leaks to switch on: see the learner's leaks
 
     def __post_init__(self) -> None:
         check_norm_statistics(self.norm_statistics)
@@ -47,11 +49,16 @@ class Finetune(Learner):
 
     Hyper = FinetuneHyper
     protocols = ("class", "domain")
+    linear_heads = True
+    leaks = {
+        "softmax_over_all": "cross-entropy over all classes seen, with the old heads still frozen: the commonest "
+        "mistake in stage 1 of SLCA (slca.md, section 12)"
+    }
 
     def build(self) -> None:
         from cilkit.learners.heads import TaskHeads
 
-        self.raw = TaskHeads(self.backbone.dim)
+        self.raw = TaskHeads(self.dim)
         if self.frozen:
             self.backbone.requires_grad_(False)
             self.norm_statistics = "frozen"
@@ -62,9 +69,10 @@ class Finetune(Learner):
 
     def begin_task(self, task: Task) -> None:
         # Where old classes come again (cumulative and domain streams) every head learns, over all classes.
-        self.local = self.hyper.local_softmax and task.train.labels.min() >= self.known
+        fresh = self.hyper.local_softmax and task.train.labels.min() >= self.known
+        self.local = fresh and not self.leaking("softmax_over_all")
         if task.classes:
-            self.raw.grow(len(task.classes), self.seed_init, self.local, self.backbone.device)
+            self.raw.grow(len(task.classes), self.seed_init, fresh, self.backbone.device)
 
     def optimiser(self, task: Task):
         import torch
@@ -79,7 +87,7 @@ class Finetune(Learner):
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         from torch.nn.functional import cross_entropy
 
-        features = self.backbone(batch.images, "student")  # (batch, dim)
+        features = self.embed(batch.images, "student")  # (batch, dim)
         if self.local:
             return {"classification": cross_entropy(self.raw.current(features), batch.labels - self.known)}
         return {"classification": cross_entropy(self.raw(features), batch.labels)}

@@ -44,8 +44,11 @@ class TaskHeads(nn.Module):
         return copy.deepcopy(self).requires_grad_(True)
 
     def set_state(self, state: dict[str, torch.Tensor], device: torch.device | str = "cpu") -> None:
-        """Take over the heads of a saved state, as many as it has."""
-        self.tasks = nn.ModuleList()
-        while f"tasks.{len(self.tasks)}.weight" in state:
-            self.grow(len(state[f"tasks.{len(self.tasks)}.bias"]), 0, False, device)
+        """Take over the heads of a saved state, as many as it has. Heads of these very sizes stay what they are, frozen
+        or not, and only take the values."""
+        saved = [len(state[f"tasks.{t}.bias"]) for t in range(sum(name.endswith(".bias") for name in state))]
+        if saved != self.sizes:
+            self.tasks = nn.ModuleList()
+            for classes in saved:
+                self.grow(classes, 0, False, device)
         self.load_state_dict(state)
