@@ -1,4 +1,4 @@
-"""Nearest class mean on a frozen backbone (the "NCM" row; SimpleCIL is the same idea with cosine similarity).
+"""Nearest class mean on a frozen backbone (the "NCM" row; `simplecil` is the same idea with cosine similarity).
 
 Nothing is trained: one pass over each task's images gives its class means; an image belongs to the nearest one.
 """
@@ -27,6 +27,8 @@ class NearestMeanHyper:
     distance: str = "euclidean"  # or "cosine", as SimpleCIL
     recipe: str = "none"  # of the test images, which is what class means are taken from as well
     image_size: int = 0
+    recipe_of: str = "paper"  # whose: see the learner's RECIPES
+    leaks: tuple[str, ...] = ()  # known leaks to switch on: this learner has none
 
     def __post_init__(self) -> None:
         if self.distance not in ("euclidean", "cosine"):
@@ -41,19 +43,25 @@ class NearestMean(Learner):
 
     def build(self) -> None:
         self.backbone.requires_grad_(False)
-        self.sums = np.zeros((0, self.backbone.dim))  # of features, by class
+        self.sums = np.zeros((0, self.dim))  # of features, by class
         self.counts = np.zeros(0, np.int64)
 
     def end_task(self, task: Task) -> None:
         """Sums, not means, are kept: a class that comes back in another domain is averaged over both."""
-        self.sums = np.vstack([self.sums, np.zeros((len(task.classes), self.backbone.dim))])
+        self.sums = np.vstack([self.sums, np.zeros((len(task.classes), self.dim))])
         self.counts = np.append(self.counts, np.zeros(len(task.classes), np.int64))
         for start in range(0, len(task.fresh), CHUNK):
             some = task.fresh.select(slice(start, start + CHUNK))
-            features = self.features(some, "statistics").astype(np.float64)  # (n, dim)
-            for label in np.unique(some.labels):
-                self.sums[label] += features[some.labels == label].sum(0)
-                self.counts[label] += np.count_nonzero(some.labels == label)
+            self.add(self.features(some, "statistics"), some.labels)
+
+    def add(self, features: np.ndarray, labels: np.ndarray) -> None:
+        """Take in some of a task's training images: features float32 (n, dim), stream labels (n,)."""
+        if not np.isfinite(features).all():
+            raise UserError("the backbone's features hold NaN or infinity: its weights are damaged, or lr was too high")
+        features = features.astype(np.float64)
+        for label in np.unique(labels):
+            self.sums[label] += features[labels == label].sum(0)
+            self.counts[label] += np.count_nonzero(labels == label)
 
     @property
     def means(self) -> np.ndarray:
