@@ -6,7 +6,8 @@ from torch.distributions import MultivariateNormal
 from cilkit.errors import UserError
 from cilkit.learners import alignment
 from cilkit.learners.heads import TaskHeads
-from cilkit.learners.statistics import JITTER, ClassStatistics, pack, unpack
+from cilkit.learners.sampling import GaussianSampler
+from cilkit.learners.statistics import ClassStatistics
 
 
 def class_features(n=40, dim=6, seed=0):
@@ -26,31 +27,6 @@ def heads_of(sizes, dim=6):
     for size in sizes:
         heads.grow(size, seed=0, freeze_old=True)
     return heads
-
-
-def test_statistics_are_the_mean_and_the_unbiased_covariance_plus_jitter():
-    features = class_features()
-    statistics = statistics_of(0)
-    centred = features.astype(np.float64) - features.astype(np.float64).mean(0)
-    expected = centred.T @ centred / (len(features) - 1) + JITTER * np.eye(6)
-    np.testing.assert_allclose(statistics.means[0], features.astype(np.float64).mean(0), rtol=1e-12)
-    np.testing.assert_allclose(statistics.covariance(0), expected, rtol=1e-6)
-    assert statistics.bytes == 6 * 8 + 21 * 4
-
-
-def test_covariances_of_fewer_images_than_features_are_symmetric_and_positive_definite():
-    statistics = ClassStatistics(6)
-    statistics.add(class_features(n=3))
-    covariance = statistics.covariance(0)
-    assert np.array_equal(covariance, covariance.T) and np.linalg.eigvalsh(covariance).min() > 0
-    with pytest.raises(UserError, match="'seven' has 1 image"):
-        statistics.add(class_features(n=1), "seven")
-
-
-def test_packing_keeps_a_symmetric_matrix():
-    matrix = np.arange(9.0).reshape(3, 3)
-    matrix = matrix + matrix.T
-    assert np.array_equal(unpack(pack(matrix), 3), matrix)
 
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (20,) * 9 + (16,), (5, 1, 3)])
@@ -73,7 +49,7 @@ def test_the_legacy_task_index_is_wrong_for_uneven_splits_as_the_released_code_i
 
 def test_samples_are_the_scaled_mean_plus_the_factor_times_the_noise():
     statistics, scales = statistics_of(0, 1, 2), np.array([0.95, 0.95, 1.0])
-    samples, labels = alignment.GaussianSampler(statistics, scales).draw(5, torch.Generator().manual_seed(3))
+    samples, labels = GaussianSampler(statistics, scales).draw(5, torch.Generator().manual_seed(3))
     noise = torch.randn((3, 5, 6), generator=torch.Generator().manual_seed(3)).double().numpy()
     for c in range(3):  # the slow reference: one class, one sample at a time
         factor = np.linalg.cholesky(statistics.covariance(c))
@@ -83,7 +59,7 @@ def test_samples_are_the_scaled_mean_plus_the_factor_times_the_noise():
 
 def test_samples_have_the_moments_of_multivariate_normal():
     statistics, scales = statistics_of(0), np.array([0.9])
-    samples, _ = alignment.GaussianSampler(statistics, scales).draw(60_000, torch.Generator().manual_seed(0))
+    samples, _ = GaussianSampler(statistics, scales).draw(60_000, torch.Generator().manual_seed(0))
     mean = torch.from_numpy(statistics.means[0] * 0.9)
     covariance = torch.from_numpy(statistics.covariance(0))
     reference = MultivariateNormal(mean, covariance)
@@ -91,14 +67,6 @@ def test_samples_have_the_moments_of_multivariate_normal():
     assert ((samples.double().mean(0) - reference.mean).abs() / spread).max() < 0.02
     scale = spread[:, None] * spread[None]
     assert ((torch.cov(samples.double().T) - reference.covariance_matrix).abs() / scale).max() < 0.03
-
-
-def test_a_singular_covariance_gets_more_jitter_and_a_nan_one_sentence():
-    factor = alignment.cholesky(np.ones((3, 3)))
-    np.testing.assert_allclose(factor @ factor.T, np.ones((3, 3)), atol=1e-4)
-    assert np.array_equal(alignment.cholesky(4 * np.eye(2)), 2 * np.eye(2))
-    with pytest.raises(UserError, match="lower lr"):
-        alignment.cholesky(np.full((3, 3), np.nan))
 
 
 def test_normalised_logits_divide_by_the_mean_of_the_task_norms_and_keep_its_gradient():
@@ -163,7 +131,7 @@ def test_after_the_first_task_there_is_nothing_to_align():
 def test_alignment_separates_classes_that_the_raw_heads_confuse():
     statistics = statistics_of(0, 1, 2, 3)
     raw = heads_of((2, 2))
-    samples, labels = alignment.GaussianSampler(statistics, np.ones(4)).draw(200, torch.Generator().manual_seed(9))
+    samples, labels = GaussianSampler(statistics, np.ones(4)).draw(200, torch.Generator().manual_seed(9))
     accuracy = lambda heads: (heads(samples).argmax(1) == labels).float().mean()  # noqa: E731
     assert accuracy(alignment.align(raw, statistics, epochs=20)) > accuracy(raw) + 0.2
 

@@ -91,9 +91,9 @@ def test_statistics_are_of_the_network_after_stage_one_with_the_test_transform(s
     features = learner.features(train.images(), "probe").astype(np.float64)
     for label in stream[0].classes:
         np.testing.assert_allclose(learner.statistics.means[label], features[train.labels == label].mean(0), rtol=1e-9)
-    kept = learner.statistics.packed[:2].copy()
+    kept = [factor.copy() for factor in learner.statistics.factors]
     learn(learner, stream[1])
-    assert np.array_equal(learner.statistics.packed[:2], kept)  # never refreshed
+    assert np.array_equal(learner.statistics.factors[:2], kept)  # never refreshed
     assert np.linalg.eigvalsh(learner.statistics.covariance(0)).min() > 0  # (g)
 
 

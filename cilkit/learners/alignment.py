@@ -1,24 +1,161 @@
-"""Classifier alignment (SLCA, Zhang et al., ICCV 2023, stage 2): all heads learn again, together, from samples of
-Gaussians in feature space. A plug-in: it needs heads and class statistics, whatever learner made them.
+"""Classifier alignment (SLCA, Zhang et al., ICCV 2023, stage 2; specs, section 7): all heads learn again, together, on
+samples of the classes' Gaussians in feature space. A plug-in for every learner with linear heads: "ewc+alignment".
 
-The official code draws with `MultivariateNormal` in float32, class by class, and factorises every covariance anew in
-every epoch. Same distribution here (tested): each covariance is factorised once, in float64, and an epoch's samples are
-one batched matrix product.
+    x ~ N(k_c mu_c, S_c),  k_c = 0.9 + 0.1 (t_c + 1) / T               samples of every class seen
+    L = cross-entropy((l / r) / tau, c),  r = mean_t ||l[block t]||    logits of all heads, normalised
+
+The learner's heads stay as they are and "aligned" is a copy, made afresh after every task.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch.nn.functional import cross_entropy
 
-from cilkit.errors import UserError
-from cilkit.learners.base import derive
-from cilkit.learners.heads import TaskHeads
-from cilkit.learners.statistics import ClassStatistics
+from cilkit.errors import UserError, near_name
+from cilkit.learners.base import derive, part
+from cilkit.learners.statistics import KINDS, ClassStatistics
+
+if TYPE_CHECKING:
+    import torch
+
+    from cilkit.data import Stream, Task
+    from cilkit.learners.base import Learner
+    from cilkit.learners.heads import TaskHeads
+
+# Further heads from the same training, by name, and in what they differ from "aligned".
+VARIANTS: dict[str, dict[str, Any]] = {
+    "unscaled": {"mean_scaling": False},
+    "plain_logits": {"temperature": 0.0},
+    "unscaled_plain": {"mean_scaling": False, "temperature": 0.0},
+    **{kind: {"statistics": kind} for kind in KINDS},
+}
+FEW = 16  # classes up to which every head is its own product, as in runs made before: their bits stay
+
+
+@dataclass(frozen=True)
+class AlignmentHyper:
+    """SLCA's values (read in its code) stand in the comments where ours differ (our decision)."""
+
+    align_epochs: int = 20  # SLCA: 5. Ours: 20, for a fifth of a second more. 0: off, no statistics are made
+    align_per_class: int = 256  # Gaussian samples a class and epoch; also the batch size
+    align_lr: float = 0.01
+    align_weight_decay: float = 5e-4
+    mean_scaling: bool = True  # k_c; False: 1
+    temperature: float = 0.1  # tau of the normalised logits: 0.1, Cars-196 0.05; 0 leaves the logits as they are
+    statistics: str = "full"  # or "low_rank", "diagonal", "shared": see statistics.py
+    rank: int = 16  # of "low_rank"
+    align_also: tuple[str, ...] = ()  # further heads at no forward pass, of VARIANTS
+
+    def __post_init__(self) -> None:
+        for name in self.align_also:
+            if name not in VARIANTS:
+                raise UserError(
+                    f"align_also has {name!r}{near_name(name, VARIANTS)}; known heads are {', '.join(VARIANTS)}"
+                )
+        if self.statistics not in KINDS:
+            raise UserError(f"statistics is {self.statistics!r}; expected one of {', '.join(KINDS)}")
+
+
+class Alignment:
+    """Mix it in before a learner's class: `class Mine(Alignment, MyLearner)`, with a Hyper of both.
+
+    Heads: the learner's own, "aligned", and those of `align_also`, from one training.
+    """
+
+    default_head = "aligned"
+    Hyper = AlignmentHyper
+    protocols = ("class",)
+    leaks = {
+        "legacy_task_index": "t_c = c // (size of the current task) for k_c: wrong for uneven splits "
+        "(SLCA's and PILOT's code, read)"
+    }
+
+    @classmethod
+    def check_base(cls, base: type[Learner]) -> None:
+        """UserError for a learner that has no linear heads, aligns already or has parameters of the same names."""
+        if issubclass(base, cls):
+            raise UserError(f"{base.__name__} aligns already; leave '+alignment' out")
+        if not base.linear_heads:
+            raise UserError(
+                f"alignment needs linear heads over the features (learners.heads.TaskHeads), and {base.__name__} has "
+                "none; leave '+alignment' out, or choose a learner such as slow_learner"
+            )
+        both = {field.name for field in fields(cls.Hyper)} & {field.name for field in fields(base.Hyper)}
+        if both:
+            raise UserError(
+                f"alignment and {base.__name__} both have a parameter {sorted(both)[0]!r}; rename the learner's"
+            )
+
+    def build(self) -> None:
+        super().build()
+        h = self.hyper
+        kinds = [h.statistics] + [VARIANTS[name].get("statistics", h.statistics) for name in h.align_also]
+        self.kept = {kind: ClassStatistics(self.dim, kind, h.rank) for kind in dict.fromkeys(kinds)}
+
+    @property
+    def statistics(self) -> ClassStatistics:
+        return self.kept[self.hyper.statistics]
+
+    def end_task(self, task: Task) -> None:
+        """Of each new class, mean and covariance of its training features in the network as it now is."""
+        super().end_task(task)
+        if not self.hyper.align_epochs:
+            return
+        new = task.fresh
+        features = self.features(new, "statistics")  # (n, dim), test transform, eval mode
+        for label in task.classes:
+            for kept in self.kept.values():
+                kept.add(features[new.labels == label], new.class_names[label])
+
+    def heads(self):
+        also = {name: self.aligned(**VARIANTS[name]) for name in self.hyper.align_also}
+        return {**super().heads(), "aligned": self.aligned(), **also}
+
+    def aligned(self, **other: Any) -> TaskHeads:
+        """The raw heads aligned; `other`: values in place of the learner's."""
+        h = self.hyper
+        kept = self.kept[other.get("statistics", h.statistics)]
+        return align(
+            self.raw,
+            kept,
+            epochs=h.align_epochs,
+            per_class=h.align_per_class,
+            lr=h.align_lr,
+            weight_decay=h.align_weight_decay,
+            temperature=other.get("temperature", h.temperature),
+            legacy_task_index=self.leaking("legacy_task_index"),
+            seed=self.seed_data,
+            **self.scaling(other.get("mean_scaling", h.mean_scaling)),
+        )
+
+    def scaling(self, on: bool) -> dict[str, Any]:
+        """How `align` treats old classes' samples where scaling is switched on, and where it is off."""
+        return {"mean_scaling": on}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        import torch
+
+        kept = {f"{kind}.{name}": value for kind, one in self.kept.items() for name, value in one.state().items()}
+        return super().state() | {f"statistics.{name}": torch.from_numpy(value) for name, value in kept.items()}
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        super().load(state)
+        for kind, kept in self.kept.items():
+            kept.load({name: value.cpu().numpy() for name, value in part(state, f"statistics.{kind}.").items()})
+
+    def declared(self, stream: Stream) -> dict[str, int]:
+        """The learner's, and one pass over each new class's training images for its statistics."""
+        declared = super().declared(stream)
+        passes = len(stream.train) if self.hyper.align_epochs else 0
+        return declared | ({"statistics": declared.get("statistics", 0) + passes} if passes else {})
+
+    def stored_bytes(self) -> dict[str, int]:
+        ours = {f"class means and {kind.replace('_', '-')} covariances": kept.bytes for kind, kept in self.kept.items()}
+        return super().stored_bytes() | ours
 
 
 def task_index_of_classes(sizes: Sequence[int], legacy: bool = False) -> np.ndarray:
@@ -37,48 +174,10 @@ def mean_scales(sizes: Sequence[int], legacy: bool = False) -> np.ndarray:
     return 0.9 + 0.1 * (task_index_of_classes(sizes, legacy) + 1) / len(sizes)
 
 
-def cholesky(covariance: np.ndarray) -> np.ndarray:
-    """Lower factor, float64 (dim, dim); jitter raised tenfold until it exists (features that hardly vary)."""
-    if not np.isfinite(covariance).all():
-        raise UserError("a class's feature covariance is not finite: stage 1 has diverged; lower lr")
-    jitter = 0.0
-    for _ in range(8):
-        try:
-            return np.linalg.cholesky(covariance + jitter * np.eye(len(covariance)))
-        except np.linalg.LinAlgError:
-            jitter = 10 * jitter or 1e-6 * max(1.0, float(np.trace(covariance)) / len(covariance))
-    raise UserError("a class's feature covariance has no Cholesky factor, even with jitter; lower lr")
-
-
-@dataclass
-class GaussianSampler:
-    """Samples of every class from N(k_c mu_c, S_c)."""
-
-    statistics: ClassStatistics
-    scales: np.ndarray  # (seen,)
-    device: torch.device | str = "cpu"
-    factors: dict[int, np.ndarray] = field(default_factory=dict)  # class -> Cholesky factor, filled as needed
-
-    def __post_init__(self) -> None:
-        for label in range(len(self.statistics)):
-            if label not in self.factors:
-                self.factors[label] = cholesky(self.statistics.covariance(label))
-        stacked = np.stack([self.factors[label] for label in range(len(self.statistics))])
-        self._factors = torch.from_numpy(stacked).float().to(self.device)  # (seen, dim, dim)
-        means = self.statistics.means * self.scales[:, None]
-        self._means = torch.from_numpy(means).float().to(self.device)  # (seen, dim)
-
-    def draw(self, per_class: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (seen * per_class, dim) and labels, class after class."""
-        seen, dim = self._means.shape
-        noise = torch.randn((seen, per_class, dim), generator=generator).to(self.device)
-        samples = self._means[:, None] + noise @ self._factors.mT  # (seen, per_class, dim)
-        labels = torch.arange(seen, device=self.device).repeat_interleave(per_class)
-        return samples.reshape(-1, dim), labels
-
-
 def normalised_logits(logits: torch.Tensor, sizes: Sequence[int], temperature: float) -> torch.Tensor:
     """(l / r) / tau, r = mean over tasks of the norm of the task's logits + 1e-7; with gradient."""
+    import torch
+
     norms = [block.norm(dim=1, keepdim=True) + 1e-7 for block in logits.split(list(sizes), dim=1)]
     return logits / torch.stack(norms).mean(0) / temperature
 
@@ -93,35 +192,46 @@ def align(
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     temperature: float = 0.1,
+    mean_scaling: bool = True,
+    feature_scale: float = 0.0,
     legacy_task_index: bool = False,
     seed: int = 0,
-    factors: dict[int, np.ndarray] | None = None,
 ) -> TaskHeads:
     """Aligned copies of the raw heads; the raw heads stay as they are, so nothing is ever "restored".
 
     Each epoch draws 256 samples a class anew, shuffles them and takes as many steps of 256 as there are classes: SGD
     0.01, momentum 0.9, weight decay 5e-4, cosine over the 5 epochs (all read in SLCA's code). temperature 0: plain
     cross-entropy. After the first task there is nothing to align: an unchanged copy comes back.
+
+    feature_scale: SLCA++'s mu: old classes' samples shrink with their age, and old heads read features that many times
+    larger when they classify (see slca_pp.py).
     """
-    aligned = raw.trainable_copy()
-    sizes = raw.sizes
+    import torch
+
+    from cilkit.learners.sampling import GaussianSampler
+
+    aligned, sizes = raw.trainable_copy().requires_grad_(False), raw.sizes
     if len(sizes) < 2 or epochs == 0:
-        return aligned.requires_grad_(False)
-    device = raw.current.weight.device
-    scales = mean_scales(sizes, legacy_task_index)
-    sampler = GaussianSampler(statistics, scales, device, {} if factors is None else factors)
-    optimiser = torch.optim.SGD(aligned.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+        return aligned
+    device, tasks = raw.current.weight.device, task_index_of_classes(sizes, legacy_task_index)
+    weight = torch.cat([head.weight.detach() for head in raw.tasks]).requires_grad_()  # (seen, dim)
+    bias = torch.cat([head.bias.detach() for head in raw.tasks]).requires_grad_()  # (seen,)
+    optimiser = torch.optim.SGD(
+        [weight, bias], lr=lr, momentum=momentum, weight_decay=weight_decay, fused=device.type == "cuda"
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=epochs)
+    scales = mean_scales(sizes, legacy_task_index) if mean_scaling else np.ones(len(tasks))
+    ages = torch.from_numpy(len(sizes) - 1 - tasks).to(device)  # (seen,)
+    sampler = GaussianSampler(statistics, scales, device)
     for epoch in range(epochs):
-        generator = torch.Generator().manual_seed(derive(seed, len(sizes), epoch, "alignment"))
+        generator = torch.Generator(device).manual_seed(derive(seed, len(sizes), epoch, "alignment"))
         features, labels = sampler.draw(per_class, generator)
-        steps = torch.randperm(len(labels), generator=generator).to(device).split(per_class)
+        if feature_scale:
+            shrink(features, ages[labels], feature_scale, generator)
+        steps = torch.randperm(len(labels), generator=generator, device=device).split(per_class)
         total = 0.0
         for rows in steps:
-            logits = aligned(features[rows])
-            if temperature:
-                logits = normalised_logits(logits, sizes, temperature)
-            loss = cross_entropy(logits, labels[rows])
+            loss = _loss(features[rows], labels[rows], weight, bias, sizes, temperature)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -133,4 +243,33 @@ def align(
                 f"the alignment loss is {mean} in epoch {epoch + 1} after task {len(sizes)}; "
                 f"lower align_lr (now {lr:g})"
             )
-    return aligned.requires_grad_(False)
+    with torch.no_grad():
+        found = zip(aligned.tasks, weight.split(sizes), bias.split(sizes), strict=True)
+        for t, (head, w, b) in enumerate(found):
+            head.weight.copy_(w * (1 + feature_scale * (len(sizes) - 1 - t)))
+            head.bias.copy_(b)
+    return aligned
+
+
+def _loss(features, labels, weight, bias, sizes: list[int], temperature: float) -> torch.Tensor:
+    """Cross-entropy over all classes; where they are many, all heads are one matrix product."""
+    import torch
+    from torch.nn.functional import cross_entropy, linear
+
+    products = sizes if len(bias) <= FEW else [len(bias)]
+    heads = zip(weight.split(products), bias.split(products), strict=True)
+    logits = torch.cat([linear(features, w, b) for w, b in heads], dim=1)  # (batch, seen)
+    if temperature:
+        logits = normalised_logits(logits, sizes, temperature)
+    return cross_entropy(logits, labels)
+
+
+def shrink(features: torch.Tensor, ages: torch.Tensor, scale: float, generator: torch.Generator) -> None:
+    """x / (1 + m age), m = scale + U(-0.01, 0.01) for every sample, in place (SLCA++'s code, read)."""
+    import torch
+
+    m = scale + 0.02 * torch.rand(len(features), generator=generator, device=features.device) - 0.01
+    features /= (1 + m * ages)[:, None]
+
+
+PLUGIN = Alignment  # what this file's name stands for
