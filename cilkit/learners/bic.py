@@ -29,7 +29,7 @@ import numpy as np
 
 from cilkit.errors import UserError
 from cilkit.learners.base import Batch, derive, part
-from cilkit.learners.lwf import distillation
+from cilkit.learners.lwf import distillation, teacher_of
 from cilkit.learners.memory import Memory, herd
 from cilkit.learners.slow_learner import SlowLearner, SlowLearnerHyper
 
@@ -113,19 +113,17 @@ class BiC(SlowLearner):
 
         self.teacher = None
         if self.known:
-            network, heads = self.backbone.frozen_copy(), self.raw.trainable_copy().requires_grad_(False)
-            sizes, corrections = self.sizes[:-1], self.active(self.corrections)
-            self.teacher = lambda images: correct(heads(network(images, "teacher")), sizes, corrections)
+            before, sizes, corrections = teacher_of(self), self.sizes[:-1], self.active()
+            self.teacher = lambda images: correct(before(images), sizes, corrections)  # z'
         super().begin_task(task)
         self.corrections = torch.cat([self.corrections, torch.tensor([[1.0, 0.0]], device=self.backbone.device)])
         self.aside = self.set_aside(task)
 
-    def active(self, corrections: torch.Tensor) -> torch.Tensor:
-        """The corrections that a network answers with: the newest alone or, if cumulative, all of them."""
-        if self.hyper.cumulative:
-            return corrections.clone()
-        kept = corrections.new_tensor([1.0, 0.0]).repeat(len(corrections), 1)
-        kept[-1] = corrections[-1]
+    def active(self) -> torch.Tensor:
+        """The corrections (tasks, 2) that the network answers with: the newest alone or, if cumulative, all."""
+        kept = self.corrections.clone()
+        if not self.hyper.cumulative:
+            kept[:-1] = kept.new_tensor([1.0, 0.0])
         return kept
 
     def optimiser(self, task: Task):
@@ -166,18 +164,11 @@ class BiC(SlowLearner):
         classification = cross_entropy(logits, batch.labels)
         if self.teacher is None:
             return {"classification": classification}
-        taught = distillation(logits[:, : self.known], self.taught(batch.images), self.hyper.temperature)
+        taught = distillation(logits[:, : self.known], self.teacher(batch.images), self.hyper.temperature)
         share = self.known / self.seen  # l
         if self.leaking("inverted_mixing"):
             share, taught = 1 - share, self.hyper.temperature**2 * taught
         return {"classification": (1 - share) * classification, "distillation": share * taught}
-
-    def taught(self, images: torch.Tensor) -> torch.Tensor:
-        """z', the previous network's logits (batch, known), without gradients."""
-        import torch
-
-        with torch.no_grad():
-            return self.teacher(images)
 
     # ------------------------------------------------------------ stage 2 and exemplars
 
@@ -204,25 +195,15 @@ class BiC(SlowLearner):
         """b and g (2,) of the newest block, from the features (n, dim) of the balanced set."""
         import torch
 
-        h, device = self.hyper, self.backbone.device
+        device = self.backbone.device
         with torch.no_grad():
             logits = self.raw(torch.from_numpy(features).to(device))  # (n, seen)
-            logits = correct(logits, self.sizes, self.active(self.corrections))  # the newest is 1 and 0 as yet
-        return fit_correction(
-            logits,
-            torch.from_numpy(labels).to(device),
-            self.known,
-            epochs=h.bias_epochs,
-            milestones=h.bias_milestones,
-            batch_size=h.batch_size,
-            lr=h.bias_lr * h.batch_size / 256,
-            decay=h.offset_decay,
-            seed=derive(self.seed_data, task.index, "stage 2"),
-            double_softmax=self.leaking("double_softmax"),
-        )
+            logits = correct(logits, self.sizes, self.active())  # the newest is 1 and 0 as yet
+        seed, doubled = derive(self.seed_data, task.index, "stage 2"), self.leaking("double_softmax")
+        return fit_correction(logits, torch.from_numpy(labels).to(device), self.known, self.hyper, seed, doubled)
 
     def heads(self):
-        sizes, corrections = list(self.sizes), self.active(self.corrections)
+        sizes, corrections = list(self.sizes), self.active()
         return {"raw": self.raw, "corrected": lambda features: correct(self.raw(features), sizes, corrections)}
 
     # ------------------------------------------------------------ keeping and counting
@@ -230,14 +211,15 @@ class BiC(SlowLearner):
     def state(self) -> dict[str, torch.Tensor]:
         import torch
 
-        kept = {f"memory.{name}": torch.from_numpy(value) for name, value in self.memory.state().items()}
-        kept |= {f"held.{name}": torch.from_numpy(value) for name, value in self.held.state().items()}
+        kept = {f"memory.{name}": value for name, value in self.memory.state().items()}
+        kept |= {f"held.{name}": value for name, value in self.held.state().items()}
+        kept = {name: torch.from_numpy(value) for name, value in kept.items()}
         return super().state() | kept | {"corrections": self.corrections}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
         super().load(state)
-        self.memory.load({name: value.numpy() for name, value in part(state, "memory.").items()})
-        self.held.load({name: value.numpy() for name, value in part(state, "held.").items()})
+        for name, memory in (("memory.", self.memory), ("held.", self.held)):
+            memory.load({name: value.numpy() for name, value in part(state, name).items()})
         self.corrections = state["corrections"].to(self.backbone.device)
 
     def declared(self, stream: Stream) -> dict[str, int]:
@@ -269,19 +251,9 @@ def correct(logits: torch.Tensor, sizes: list[int], corrections: torch.Tensor) -
 
 
 def fit_correction(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    known: int,
-    *,
-    epochs: int = 200,
-    milestones: tuple[int, ...] = (60, 120, 160, 180),
-    batch_size: int = 256,
-    lr: float = 0.1,
-    decay: float = 0.1,
-    seed: int = 0,
-    double_softmax: bool = False,
+    logits: torch.Tensor, labels: torch.Tensor, known: int, h: BiCHyper, seed: int = 0, double_softmax: bool = False
 ) -> torch.Tensor:
-    """b and g (2,) that minimise CE([z_old, b z_new + g], y) + decay g^2 / 2 by SGD with momentum 0.9.
+    """b and g (2,) that minimise CE([z_old, b z_new + g], y) + offset_decay g^2 / 2 by SGD with momentum 0.9.
 
     logits: (n, seen), labels: (n,), of a balanced set; the first `known` classes are the old ones.
     """
@@ -291,17 +263,17 @@ def fit_correction(
     from cilkit.data.transforms import batches
 
     found = torch.tensor([1.0, 0.0], device=logits.device, requires_grad=True)
-    optimiser = torch.optim.SGD([found], lr=lr, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, list(milestones), gamma=0.1)
+    optimiser = torch.optim.SGD([found], lr=h.bias_lr * h.batch_size / 256, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, list(h.bias_milestones), gamma=0.1)
     sizes = [known, logits.shape[1] - known]
-    for epoch in range(epochs):
-        for cut in batches(len(labels), batch_size, seed, epoch):
+    for epoch in range(h.bias_epochs):
+        for cut in batches(len(labels), h.batch_size, seed, epoch):
             rows = torch.from_numpy(cut).to(logits.device)
             scale, offset = found
             old, new = logits[rows].split(sizes, dim=1)
             answers = torch.cat([old, scale * new + offset], dim=1)
             answers = answers.softmax(1) if double_softmax else answers
-            loss = cross_entropy(answers, labels[rows]) + decay * offset.square() / 2
+            loss = cross_entropy(answers, labels[rows]) + h.offset_decay * offset.square() / 2
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()

@@ -14,6 +14,7 @@ class ("LwF.MC") another method.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,10 +56,7 @@ class LwF(SlowLearner):
     }
 
     def begin_task(self, task: Task) -> None:
-        self.teacher = None
-        if self.known and self.hyper.distillation:
-            network, heads = self.backbone.frozen_copy(), self.raw.trainable_copy().requires_grad_(False)
-            self.teacher = lambda images: heads(network(images, "teacher"))
+        self.teacher = teacher_of(self) if self.known and self.hyper.distillation else None
         super().begin_task(task)
         if self.hyper.old_heads == "trained" and self.hyper.distillation:
             self.raw.requires_grad_(True)
@@ -67,7 +65,7 @@ class LwF(SlowLearner):
         if self.teacher is None:
             return super().loss(batch)
         logits = self.raw(self.embed(batch.images, "student"))  # (batch, seen)
-        taught = self.taught(batch.images)  # (batch, known)
+        taught = self.teacher(batch.images)  # (batch, known)
         weight, t = self.hyper.distillation, self.hyper.temperature
         return {
             "classification": self.classification(logits, batch.labels),
@@ -81,13 +79,6 @@ class LwF(SlowLearner):
         first = self.known if self.local else 0
         return cross_entropy(logits[:, first:], labels - first)
 
-    def taught(self, images: torch.Tensor) -> torch.Tensor:
-        """z_old, the previous network's logits (batch, known), without gradients."""
-        import torch
-
-        with torch.no_grad():
-            return self.teacher(images)
-
     def end_task(self, task: Task) -> None:
         super().end_task(task)
         self.teacher = None
@@ -98,6 +89,14 @@ class LwF(SlowLearner):
             return super().declared(stream)
         taught = sum(len(task.train) for task in list(stream)[1:])
         return super().declared(stream) | {"teacher": self.hyper.epochs * taught}
+
+
+def teacher_of(learner: SlowLearner) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The network as it is now, kept: from images to logits of the classes seen, in eval mode, without gradients."""
+    import torch
+
+    network, heads = learner.backbone.frozen_copy(), learner.raw.trainable_copy().requires_grad_(False)
+    return torch.no_grad()(lambda images: heads(network(images, "teacher")))
 
 
 def distillation(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
