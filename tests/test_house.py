@@ -15,6 +15,7 @@ GROUND = {"artifacts", "errors", "locks", "progress", "architectures", "phases"}
 SCIENCE = {"data", "realms", "synthesis", "backbones", "pretraining", "learners", "incremental", "metrics", "runs"}
 SCIENCE |= {"analysis", "probes", "plots", "plotstyle", "features", "attachments", "lookahead", "outputs", "results"}
 SCIENCE |= {"calibration", "foreign"}
+SCIENCE |= {"costs", "published"}
 
 
 def name_of(path: Path) -> str:
