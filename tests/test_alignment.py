@@ -122,6 +122,21 @@ def test_alignment_equals_the_slow_reference_and_leaves_the_raw_heads_alone():
         assert not torch.equal(value, before[name])
 
 
+def test_shrunk_samples_and_stretched_heads():
+    x = torch.randn(4000, 6, generator=torch.Generator().manual_seed(1))
+    ages, shrunk = torch.arange(4000) % 3, x.clone()
+    alignment.shrink(shrunk, ages, 0.02, torch.Generator().manual_seed(2))
+    m = (x / shrunk)[:, 0] - 1  # = m * age
+    assert m[ages == 0].abs().max() < 1e-6 and torch.allclose(shrunk * (1 + m)[:, None], x, rtol=1e-4)
+    for age in (1, 2):
+        drawn = m[ages == age] / age
+        assert 0.01 - 1e-5 < drawn.min() < 0.0105 and 0.0295 < drawn.max() < 0.03 + 1e-5
+    raw, statistics, still = heads_of((1, 1, 1)), statistics_of(0, 1, 2), {"epochs": 1, "lr": 0.0}
+    scaled = alignment.align(raw, statistics, mean_scaling=False, feature_scale=0.02, **still)
+    for t, head in enumerate(raw.tasks):
+        torch.testing.assert_close(scaled.tasks[t](x), head(x * (1 + 0.02 * (2 - t))))
+
+
 def test_after_the_first_task_there_is_nothing_to_align():
     raw = heads_of((2,))
     aligned = alignment.align(raw, statistics_of(0, 1))
