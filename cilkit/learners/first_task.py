@@ -93,9 +93,12 @@ class FirstTask(Learner):
     def optimiser(self, task: Task):
         import torch
 
+        from cilkit.precision import sgd
+
         h = self.hyper
         learning = [*self.head.parameters(), *self._learning.parameters()]
-        optimiser = torch.optim.SGD(learning, h.lr, h.momentum, weight_decay=h.weight_decay)
+        settings = {"lr": h.lr, "momentum": h.momentum, "weight_decay": h.weight_decay}
+        optimiser = sgd(learning, self.backbone.device, **settings)
         return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, h.epochs)
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
