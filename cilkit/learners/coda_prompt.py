@@ -71,8 +71,7 @@ class CODAPrompt(Prompter):
         import torch
 
         super().begin_task(task)
-        for old in self.prompts.values():
-            old.requires_grad_(False).grad = None
+        self.freeze_prompts(PARTS)
         for name in PARTS:
             old = self.stacked(name)  # (layers, m, …)
             flat = old.detach().flatten(2).cpu()  # (layers, m, width)
@@ -88,8 +87,7 @@ class CODAPrompt(Prompter):
 
         shape = (self.hyper.length, self.backbone.dim)[name != "components" :]
         none = torch.zeros(len(self.layers), 0, *shape, device=self.backbone.device)
-        tasks = sum(key.startswith(name) for key in self.prompts)
-        return torch.cat([none, *(self.prompts[f"{name}.{task}"] for task in range(tasks))], dim=1)
+        return torch.cat([none, *self.of_tasks(name)], dim=1)
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         features = self.prompted(batch.images, self.query(batch.images), "student")

@@ -5,7 +5,9 @@ tasks; E-prompts, in the next ones, are a slot a task, and each slot has one key
 the keys say, and pulls its key towards its queries; a test image takes the slot whose key is nearest by cosine.
 Classified is the class token; a task's loss is the cross-entropy over its own classes and the pull.
 
-Ours: only slots that have been trained are searched. The official code searches the whole pool (read).
+Ours: a task's slot is made when the task comes, so that any number of tasks can come, and only trained slots are
+searched. The official code has a pool of 10 from the start, searches all of it, and without a word gives tasks no slots
+of their own once the pool is used up (read).
 """
 
 from __future__ import annotations
@@ -34,7 +36,6 @@ class DualPromptHyper(PromptHyper):
     general_length: int = 5
     expert_layers: tuple[int, ...] = (2, 3)  # official: 2, 3, 4 of 12
     expert_length: int = 5  # official: 5 (CIFAR-100), 20 (ImageNet-R)
-    pool: int = 10  # slots: the most tasks that can be learnt
     pull: float = 1.0  # weight of the key's pull
     prompt_low: float = 0.0  # prompts and keys start uniform in low … high
     prompt_high: float = 0.01  # what JAX calls uniform; the ports: -1 … 1
@@ -73,54 +74,55 @@ class DualPrompt(Prompter):
 
     def build(self) -> None:
         super().build()
-        h, dim = self.hyper, self.backbone.dim
-        shapes = {
-            "general": (len(h.general_layers), 2, h.general_length, dim),  # keys, then values
-            "expert": (len(h.expert_layers), 2, h.pool, h.expert_length, dim),
-            "keys": (h.pool, dim),  # of the slots
-        }
-        for name, shape in shapes.items():
-            self.add_prompts(name, self.uniform(shape, h.prompt_low, h.prompt_high, name))
+        self._start("general", (len(self.hyper.general_layers), 2, self.hyper.general_length, self.backbone.dim))
+
+    def _start(self, name: str, shape: tuple[int, ...], task: int = 0) -> None:
+        self.add_prompts(name, self.uniform(shape, self.hyper.prompt_low, self.hyper.prompt_high, name, task))
 
     def begin_task(self, task: Task) -> None:
-        """The task's slot starts where the one before ended; its key does not."""
+        """A slot for the task: its E-prompts start where the slot before ended, its key does not."""
         super().begin_task(task)
-        self.slot = task.index
-        if self.slot >= self.hyper.pool:
-            raise UserError(f"task {self.slot + 1} has no slot in a pool of {self.hyper.pool}; raise `pool`")
-        if self.slot:
-            expert = self.prompts["expert"].data
-            expert[:, :, self.slot] = expert[:, :, self.slot - 1]
+        self.freeze_prompts(("expert", "key"))
+        slots, dim = self.of_tasks("expert"), self.backbone.dim
+        if slots:
+            self.add_prompts(f"expert.{task.index}", slots[-1].detach().clone())
+        else:
+            self._start(f"expert.{task.index}", (len(self.hyper.expert_layers), 2, self.hyper.expert_length, dim))
+        self._start(f"key.{task.index}", (dim,), task.index)
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         queries = self.query(batch.images)
-        own = queries.new_full((len(queries),), self.slot, dtype=int)
-        features = self.with_slots(batch.images, own, "student")
+        slot = self.of_tasks("expert")[-1][:, :, None]  # (layers, 2, 1, length, dim)
+        features = self.with_experts(batch.images, slot.expand(-1, -1, len(queries), -1, -1), "student")
         return {
             "classification": self.classification(features, batch.labels),
-            "pull": -self.hyper.pull * similarity(queries, self.prompts["keys"][self.slot, None]).mean(),
+            "pull": -self.hyper.pull * similarity(queries, self.of_tasks("key")[-1][None]).mean(),
         }
 
     def choose(self, queries: torch.Tensor) -> torch.Tensor:
-        """The slot of each image, (batch,), of those trained so far."""
-        trained = len(self.sizes)
-        slots = similarity(queries, self.prompts["keys"][:trained]).argmax(1)
-        return majority(slots[:, None], trained)[:, 0] if self.leaking("batch_vote") else slots
+        """The slot of each image, (batch,)."""
+        import torch
 
-    def with_slots(self, images: torch.Tensor, slots: torch.Tensor, kind: str) -> torch.Tensor:
-        """Features (batch, dim) with the E-prompts of each image's slot (batch,)."""
+        keys = torch.stack(self.of_tasks("key"))  # (tasks, dim)
+        slots = similarity(queries, keys).argmax(1)
+        return majority(slots[:, None], len(keys))[:, 0] if self.leaking("batch_vote") else slots
+
+    def prompted(self, images, queries, kind):
+        import torch
+
+        expert = torch.stack(self.of_tasks("expert"), dim=2)  # (layers, 2, tasks, length, dim)
+        return self.with_experts(images, expert[:, :, self.choose(queries)], kind)
+
+    def with_experts(self, images: torch.Tensor, expert: torch.Tensor, kind: str) -> torch.Tensor:
+        """Features (batch, dim) with each image's E-prompts (layers, keys and values, batch, length, dim)."""
         h = self.hyper
-        general = self.prompts["general"][:, :, None]  # (layers, 2, 1, length, dim)
-        expert = self.prompts["expert"][:, :, slots]  # (layers, 2, batch, length, dim)
         if self.leaking("kv_reshape"):
             layers, _, batch, *rest = expert.shape
             expert = expert.reshape(layers, batch, 2, *rest).transpose(1, 2)
+        general = self.prompts["general"][:, :, None]  # (layers, 2, 1, length, dim)
         prefixes = dict(zip(h.general_layers, general, strict=True)) | dict(zip(h.expert_layers, expert, strict=True))
         with prefixed(self.backbone, prefixes):
             return self.backbone(images, kind)
-
-    def prompted(self, images, queries, kind):
-        return self.with_slots(images, self.choose(queries), kind)
 
 
 LEARNER = DualPrompt  # what this file's name stands for

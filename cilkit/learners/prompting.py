@@ -16,7 +16,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -103,6 +102,16 @@ class Prompter(Learner):
         from torch import nn
 
         self.prompts[name] = nn.Parameter(values.to(self.backbone.device))
+
+    def of_tasks(self, name: str) -> list[torch.nn.Parameter]:
+        """The prompts "name.0", "name.1" … that each task added."""
+        tasks = sum(key.startswith(f"{name}.") for key in self.prompts)
+        return [self.prompts[f"{name}.{task}"] for task in range(tasks)]
+
+    def freeze_prompts(self, names: Sequence[str]) -> None:
+        """The prompts that the tasks so far added under these names learn no more."""
+        for old in (one for name in names for one in self.of_tasks(name)):
+            old.requires_grad_(False).grad = None
 
     @property
     def trained(self) -> list[torch.nn.Parameter]:
@@ -250,15 +259,19 @@ def prepended(backbone: Backbone, tokens: torch.Tensor) -> Iterator[None]:
 @contextmanager
 def prefixed(backbone: Backbone, prefixes: dict[int, torch.Tensor]) -> Iterator[None]:
     """While open, blocks attend to further keys and values: prefixes[block] is (2, batch or 1, n, dim), keys first."""
+
+    def attending(attention, pair):  # a closure: for `torch.compile` the pair then is an input, not a constant
+        return lambda x, **_: attend(attention, pair[0], pair[1], x)
+
     with ExitStack() as stack:
-        for layer, (keys, values) in prefixes.items():
+        for layer, pair in prefixes.items():
             attention = backbone.model.blocks[layer].attn
             stack.callback(delattr, attention, "forward")
-            attention.forward = partial(attend, attention, keys, values)
+            attention.forward = attending(attention, pair)
         yield
 
 
-def attend(attention: torch.nn.Module, keys: torch.Tensor, values: torch.Tensor, x: torch.Tensor, **_) -> torch.Tensor:
+def attend(attention: torch.nn.Module, keys: torch.Tensor, values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """timm's `Attention.forward` for tokens x (batch, t, dim), with keys and values (batch or 1, n, dim) in front of
     the tokens' own. They are used as they are: no projection, no norm (read in DualPrompt's and CODA-Prompt's code)."""
     import torch
