@@ -185,7 +185,10 @@ def test_a_loss_that_is_not_finite_is_one_sentence(stream, tmp_path):
     learner = create("icarl")
     with torch.no_grad():
         learner.backbone.model.conv1[0].weight.fill_(float("nan"))
-    with pytest.raises(UserError, match=r"classification loss is nan in epoch 1 of task 1; lower lr \(now 0.05\)"):
+    with pytest.raises(
+        UserError,
+        match=r"classification loss is nan in epoch 1 of task 1 \(first seen in batch 1 of 2\); lower lr \(now 0.05\)",
+    ):
         incremental.run_stream(learner, stream, tmp_path)
     assert not (tmp_path / "run.json").exists()
 

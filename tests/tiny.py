@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cilkit import backbones
+from cilkit import backbones, learners
 from cilkit.data import Benchmark, ImageSet, Stream
 
 ARGS = {"channels": [8, 8, 16, 16], "stem_width": 8}  # over the default ones: 16 features
@@ -38,3 +38,26 @@ def domain_stream(classes=3, per_class=6) -> Stream:
 
 def backbone(seed=0) -> backbones.Backbone:
     return backbones.create(seed=seed, model_args=ARGS)
+
+
+# What each learner needs to be over in a second; of the others, two epochs a task in batches of 8.
+CASES: dict[str, dict] = {
+    "nearest_mean": {},
+    "slca": {"epochs": 2, "align_epochs": 2, "align_per_class": 16},
+}
+TINY = {"epochs": 2, "milestones": (1,), "batch_size": 8, "recipe": "shift"}
+VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2}
+
+
+def transformer(seed=0) -> backbones.Backbone:
+    return backbones.create("vit_tiny_patch16_224", seed, VIT)
+
+
+def case(name: str, seed=0, **changes) -> learners.Learner:
+    """The learner of this name, small, on a backbone that it can use."""
+    found = learners.find(name)
+    declared = learners.settings(name, {})
+    hyper = {key: value for key, value in TINY.items() if key in declared} | CASES.get(name, {}) | changes
+    network = transformer(seed) if found.needs == "transformer" else backbone(seed)
+    images = {"images": image_set(seed=7)} if getattr(found, "takes_images", False) else {}
+    return learners.create(name, network, seed=seed, **images, **hyper)

@@ -116,11 +116,13 @@ class ICaRL(Learner):
     def classification(self, logits: torch.Tensor, labels: torch.Tensor, first: int = 0) -> torch.Tensor:
         """ "bce": sum over outputs first … seen - 1 against the one-hot label, divided by batch x seen, so that it and
         the distillation add up to the paper's mean over all outputs. "ce": softmax over all classes seen."""
-        from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
+        import torch
+        from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
         if self.hyper.criterion == "ce":
             return cross_entropy(logits, labels)
-        targets = one_hot(labels, self.seen)[:, first:].to(logits.dtype)
+        outputs = torch.arange(first, self.seen, device=labels.device)
+        targets = (labels[:, None] == outputs).to(logits.dtype)  # (batch, seen - first)
         return binary_cross_entropy_with_logits(logits[:, first:], targets, reduction="sum") / logits.numel()
 
     def distillation(self, logits: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
