@@ -43,6 +43,7 @@ def backbone(seed=0) -> backbones.Backbone:
 # What each learner needs to be over in a second; of the others, two epochs a task in batches of 8.
 CASES: dict[str, dict] = {
     "coda_prompt": {"components": 2},  # six tasks' keys have to be orthogonal in 32 numbers
+    "coda_prompt+alignment": {"components": 2},
     "nearest_mean": {},
     "slca": {"epochs": 2, "align_epochs": 2, "align_per_class": 16},
 }
