@@ -44,6 +44,8 @@ def backbone(seed=0) -> backbones.Backbone:
 CASES: dict[str, dict] = {
     "coda_prompt": {"components": 2},  # six tasks' keys have to be orthogonal in 32 numbers
     "coda_prompt+alignment": {"components": 2},
+    "der": {"total": 12, "minibatch_size": 6},  # full within the first task
+    "gdumb": {"total": 20},
     "nearest_mean": {},
     "slca": {"epochs": 2, "align_epochs": 2, "align_per_class": 16},
 }
