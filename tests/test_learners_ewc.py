@@ -123,11 +123,11 @@ def test_penalty_and_its_gradient_vanish_at_the_anchor_and_are_the_quadratic_for
     with torch.no_grad():
         for weight in learner.weights.values():
             weight += 0.1
-    slowly = sum(
-        f * (w - a) ** 2
-        for name in learner.weights
-        for f, w, a in zip(*(p[name].flatten().tolist() for p in (learner.fisher, learner.weights, learner.anchor)))
-    )
+    slowly = 0.0
+    for name, weight in learner.weights.items():
+        parts = (learner.fisher[name], weight, learner.anchor[name])
+        for f, w, a in zip(*(part.flatten().tolist() for part in parts), strict=True):
+            slowly += f * (w - a) ** 2
     assert learner.loss(batch)["penalty"].item() == pytest.approx(7.0 / 2 * slowly, rel=1e-4)
 
 
