@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cilkit import architectures, artifacts
+from cilkit import architectures, artifacts, precision
 from cilkit.data.transforms import Input
 from cilkit.errors import UserError, near_name
 
@@ -46,6 +46,7 @@ class Backbone(nn.Module):
     tag:        which weights these are, for result rows: "vit_base_patch16_224.augreg_in21k", "resnet10t.random", or
                 for a file "name@" with the beginning of its sha256.
     fresh_norm: whether the final LayerNorm was replaced (see `architectures.Weights`).
+    precision:  "float32", or "bf16" for a forward pass under autocast (see `cilkit.precision`).
     attached:   what `cilkit.attachments` brought in by hooks; the model's own state_dict knows nothing of it.
     forwarded:  images by kind of pass, one of KINDS.
     """
@@ -58,6 +59,7 @@ class Backbone(nn.Module):
         self.dim: int = getattr(model, "head_hidden_size", None) or model.num_features
         self.input = _input_of(model, self.model_args)
         self.fresh_norm = False
+        self.precision = "float32"
         self.attached = nn.ModuleDict()
         self.forwarded: Counter[str] = Counter()
         if any(isinstance(module, nn.Conv2d) and module.kernel_size[0] == 3 for module in model.modules()):
@@ -77,11 +79,13 @@ class Backbone(nn.Module):
         return next(self.parameters()).device
 
     def forward(self, images: torch.Tensor, kind: str) -> torch.Tensor:
-        """Features (batch, dim) of normalised images (batch, 3, h, w); `kind` says in whose name they are counted."""
+        """Features, float32 (batch, dim), of normalised images (batch, 3, h, w); `kind` says in whose name they are
+        counted."""
         if kind not in KINDS:
             raise UserError(f"{kind!r} is no kind of forward pass; one of {', '.join(KINDS)}")
         self.forwarded[kind] += len(images)
-        return self.model(images)
+        with precision.autocast(self.precision, images.device):
+            return self.model(images).float()
 
     @property
     def blocks(self) -> list[nn.Module]:

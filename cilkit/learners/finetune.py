@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cilkit import precision
 from cilkit.errors import UserError
 from cilkit.learners.base import Batch, Learner, check_norm_statistics, part
 
@@ -81,7 +82,7 @@ class Finetune(Learner):
         groups = [{"params": [p for p in self.raw.parameters() if p.requires_grad], "lr": h.lr}]
         if not self.frozen:
             groups.append({"params": list(self.backbone.parameters()), "lr": h.lr * h.slow_rate})
-        optimiser = torch.optim.SGD(groups, momentum=h.momentum, weight_decay=h.weight_decay)
+        optimiser = precision.sgd(groups, self.backbone.device, momentum=h.momentum, weight_decay=h.weight_decay)
         return optimiser, torch.optim.lr_scheduler.MultiStepLR(optimiser, list(h.milestones), gamma=0.1)
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:

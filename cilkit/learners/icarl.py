@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cilkit import precision
 from cilkit.errors import UserError
 from cilkit.learners.base import Batch, Learner, check_norm_statistics, part
 from cilkit.learners.memory import Memory, herd
@@ -82,7 +83,7 @@ class ICaRL(Learner):
             {"params": list(self.raw.parameters()), "lr": h.lr},
             {"params": list(self.backbone.parameters()), "lr": h.lr * h.slow_rate},
         ]
-        optimiser = torch.optim.SGD(groups, momentum=h.momentum, weight_decay=h.weight_decay)
+        optimiser = precision.sgd(groups, self.backbone.device, momentum=h.momentum, weight_decay=h.weight_decay)
         return optimiser, torch.optim.lr_scheduler.MultiStepLR(optimiser, list(h.milestones), gamma=0.2)
 
     def training_set(self, task: Task) -> ImageSet:

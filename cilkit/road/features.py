@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cilkit import artifacts
+from cilkit import precision as numbers
 from cilkit.errors import UserError
 from cilkit.progress import bar
 from cilkit.road.inputs import device_of, threads_set_to
@@ -29,6 +30,7 @@ def features(
     image_size: int = 0,
     threads: int = 1,
     device: str = "auto",
+    precision: str = "float32",
 ) -> artifacts.Artifact:
     """The artifact whose `features.npy`, float32 (n, dim), has in row i the features of image i of a part.
 
@@ -40,6 +42,7 @@ def features(
     if part not in ("train", "test"):
         raise UserError(f"a benchmark has no part {part!r}; take 'train' or 'test'")
     identity = {"part": part, "recipe": recipe, "image_size": image_size, "threads": threads, **weights.identity}
+    identity |= {} if precision == "float32" else {"precision": precision}
     inputs = {"benchmark": benchmark.artifact, **weights.inputs}
 
     def make(work: artifacts.Work) -> None:
@@ -49,7 +52,7 @@ def features(
         n = len(images.source.sizes)
         whole = images.at(np.arange(n), np.zeros(n, np.int64))  # classes that the benchmark leaves out too
         with threads_set_to(threads):
-            network = weights.load().to(device_of(device))
+            network = numbers.prepare(weights.load().to(device_of(device)), precision)
             made_for = transforms.recipe(recipe, network.input, image_size)
             pieces = _pieces(network, whole, "test" if part == "test" else "statistics", made_for, work)
         _join(pieces, work.path / FEATURES)

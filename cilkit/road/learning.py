@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cilkit import artifacts
+from cilkit import precision as numbers
 from cilkit.errors import UserError
 from cilkit.progress import Progress
 from cilkit.road.inputs import device_of, threads_set_to, upstream, verb_of
@@ -66,11 +67,14 @@ def run(
     keep: Sequence[str] = (),
     look_ahead: bool = False,
     device: str = "auto",
+    precision: str = "float32",
+    compile: bool = False,
     **hyper: Any,
 ):
     """Learn a stream with a learner; a `Run` (accuracy matrix, outputs, features on disk) with `.artifact`.
 
-    learner:  a name in `cilkit.learners`, or a `Learner` class of your own (its source text is part of the identity).
+    learner:  a name in `cilkit.learners`, with plug-ins ("ewc+alignment"), or a `Learner` class of your own (its source
+              text is part of the identity).
     backbone: "none" (random weights of `arch`, drawn from `seed_init`), a `Pretrained`, a 03 parameter file, an
               artifact, a folder, a .safetensors file (with `arch`), a preset or a timm name with its weight tag.
     images:   synthetic images for learners that replay them (an image set, a 02 parameter file, an artifact).
@@ -78,6 +82,8 @@ def run(
     look_ahead: also measure, at the price of forward passes, how well the features tell each task's classes apart
               before it is learnt: forward transfer of the representation.
     device:   "cpu", "cuda", "cuda:1" …; "auto": the GPU where there is one. No part of the identity.
+    precision: "bf16": the backbone computes under autocast; features, heads and weights stay float32.
+    compile:  `torch.compile`: a minute at the start, then faster steps whose rounding differs.
     hyper:    the learner's own parameters; an unknown name stops before anything is computed.
     """
     from cilkit import learners
@@ -91,9 +97,10 @@ def run(
     name = learner if isinstance(learner, str) else learner.__name__
     settings = learners.settings(learner, hyper)
     found = {}
-    if learners.find(learner).frozen is True:  # always: its features are made once for all such runs
+    numbers.check(precision)
+    if learners.find(learner).always_frozen(settings):  # its features are made once for all such runs
         parts = PARTS[:1] if stream.split else PARTS  # a validation split holds out training images
-        found = _found_features(stream.benchmark, parts, weights, settings, threads, device)
+        found = _found_features(stream.benchmark, parts, weights, settings, threads, device, precision)
     inputs |= {f"features_{part}": artifact for part, artifact in found.items()}
     identity = {
         "learner": name,
@@ -104,6 +111,8 @@ def run(
         "seed_init": seed_init,
         "seed_data": seed_data,
         "threads": threads,
+        "precision": precision,
+        "compile": compile,
         "keep": sorted(keep),
         "look_ahead": look_ahead,
     }
@@ -115,7 +124,7 @@ def run(
 
         with threads_set_to(threads):
             extra = {} if images is None else {"images": images}
-            network = weights.load().to(device_of(device))
+            network = numbers.prepare(weights.load().to(device_of(device)), precision, compile)
             made = learners.create(learner, network, seed_init=seed_init, seed_data=seed_data, **extra, **hyper)
             if found:
                 made.find({getattr(stream.benchmark, part).source.key: opened(a) for part, a in found.items()})
@@ -262,12 +271,14 @@ def reference(
     return json.loads(artifact.file("reference.json").read_text())
 
 
-def _found_features(benchmark, parts, weights: Weights, settings: dict, threads: int, device: str) -> dict:
+def _found_features(
+    benchmark, parts, weights: Weights, settings: dict, threads: int, device: str, precision: str = "float32"
+) -> dict:
     """Part -> the artifact of its features behind these weights, found or made."""
     from cilkit.road.features import features
 
     recipe, size = settings.get("recipe", "none"), settings.get("image_size", 0)
-    return {part: features(benchmark, part, weights, recipe, size, threads, device) for part in parts}
+    return {part: features(benchmark, part, weights, recipe, size, threads, device, precision) for part in parts}
 
 
 def _pixels(images) -> np.ndarray:
