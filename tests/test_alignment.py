@@ -1,13 +1,18 @@
+import dataclasses
+
 import numpy as np
 import pytest
+import tiny
 import torch
 from torch.distributions import MultivariateNormal
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from cilkit import learners
 from cilkit.errors import UserError
-from cilkit.learners import alignment
+from cilkit.learners import alignment, sampling
 from cilkit.learners.heads import TaskHeads
 from cilkit.learners.sampling import GaussianSampler
-from cilkit.learners.statistics import ClassStatistics
+from cilkit.learners.statistics import KINDS, ClassStatistics
 
 
 def class_features(n=40, dim=6, seed=0):
@@ -15,8 +20,8 @@ def class_features(n=40, dim=6, seed=0):
     return (random.normal(size=(n, dim)) @ random.normal(size=(dim, dim)) + random.normal(size=dim)).astype(np.float32)
 
 
-def statistics_of(*seeds, dim=6):
-    statistics = ClassStatistics(dim)
+def statistics_of(*seeds, dim=6, kind="full"):
+    statistics = ClassStatistics(dim, kind, rank=2)
     for seed in seeds:
         statistics.add(class_features(seed=seed, dim=dim))
     return statistics
@@ -57,16 +62,50 @@ def test_samples_are_the_scaled_mean_plus_the_factor_times_the_noise():
         np.testing.assert_allclose(samples[labels == c], expected, atol=1e-4)
 
 
-def test_samples_have_the_moments_of_multivariate_normal():
-    statistics, scales = statistics_of(0), np.array([0.9])
-    samples, _ = GaussianSampler(statistics, scales).draw(60_000, torch.Generator().manual_seed(0))
-    mean = torch.from_numpy(statistics.means[0] * 0.9)
-    covariance = torch.from_numpy(statistics.covariance(0))
-    reference = MultivariateNormal(mean, covariance)
-    spread = covariance.diagonal().sqrt()
-    assert ((samples.double().mean(0) - reference.mean).abs() / spread).max() < 0.02
-    scale = spread[:, None] * spread[None]
-    assert ((torch.cov(samples.double().T) - reference.covariance_matrix).abs() / scale).max() < 0.03
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_have_the_moments_of_multivariate_normal(kind):
+    statistics, scales = statistics_of(3, 0, kind=kind), np.array([1.0, 0.9])
+    samples, labels = GaussianSampler(statistics, scales).draw(60_000, torch.Generator().manual_seed(0))
+    for label, scale in enumerate(scales):
+        own = samples[labels == label].double()
+        mean = torch.from_numpy(statistics.means[label] * scale)
+        reference = MultivariateNormal(mean, torch.from_numpy(statistics.covariance(label)))
+        spread = reference.stddev
+        assert ((own.mean(0) - reference.mean).abs() / spread).max() < 0.02
+        correlation = (torch.cov(own.T) - reference.covariance_matrix) / (spread[:, None] * spread[None])
+        assert correlation.abs().max() < 0.03
+
+
+@pytest.mark.parametrize("kind", ["full", "shared"])
+def test_factors_in_parts_give_the_same_samples(kind, monkeypatch):
+    statistics, scales = statistics_of(0, 1, 2, 3, 4, kind=kind), np.ones(5)
+
+    def drawn():
+        return GaussianSampler(statistics, scales).draw(7, torch.Generator().manual_seed(3))[0]
+
+    whole = drawn()
+    monkeypatch.setattr(sampling, "CLASSES", 2)
+    assert torch.equal(drawn(), whole)
+    monkeypatch.setattr(sampling, "COLUMNS", 4)
+    torch.testing.assert_close(drawn(), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_no_more_factors_stand_unpacked_than_a_few_classes_have():
+    dim, classes = 32, 5 * sampling.CLASSES
+    statistics = ClassStatistics(dim)
+    for seed in range(classes):
+        statistics.add(class_features(n=4, dim=dim, seed=seed))
+    sampler, sizes = GaussianSampler(statistics, np.ones(classes)), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            sizes.append(found.untyped_storage().size() if isinstance(found, torch.Tensor) else 0)
+            return found
+
+    with Watch():
+        samples, _ = sampler.draw(2, torch.Generator().manual_seed(0))
+    assert max(sizes) == max(samples.nbytes, sampling.CLASSES * dim * dim * 4) < classes * dim * (dim + 1) * 2
 
 
 def test_normalised_logits_divide_by_the_mean_of_the_task_norms_and_keep_its_gradient():
@@ -111,7 +150,9 @@ def align_slowly(raw, statistics, epochs, per_class, lr, temperature, seed):
     return heads
 
 
-def test_alignment_equals_the_slow_reference_and_leaves_the_raw_heads_alone():
+@pytest.mark.parametrize("few", [16, 0])  # one product a head, or one for all
+def test_alignment_equals_the_slow_reference_and_leaves_the_raw_heads_alone(few, monkeypatch):
+    monkeypatch.setattr(alignment, "FEW", few)
     raw, statistics = heads_of((2, 1)), statistics_of(0, 1, 2)
     before = {name: value.clone() for name, value in raw.state_dict().items()}
     settings = {"epochs": 3, "per_class": 16, "lr": 0.01, "temperature": 0.1, "seed": 4}
@@ -154,3 +195,116 @@ def test_alignment_separates_classes_that_the_raw_heads_confuse():
 def test_an_alignment_that_explodes_is_one_sentence():
     with pytest.raises(UserError, match=r"alignment loss is nan .* lower align_lr"):
         alignment.align(heads_of((1, 1)), statistics_of(0, 1), lr=float("nan"))
+
+
+# ------------------------------------------------------------ the plug-in
+
+SMALL = {"epochs": 1, "milestones": (), "batch_size": 8, "recipe": "shift", "lr": 0.05}
+SMALL |= {"align_epochs": 2, "align_per_class": 16}
+
+
+@pytest.fixture(scope="module")
+def stream():
+    return tiny.stream(increments=(3, 2, 1))
+
+
+def learnt(name, stream, **hyper):
+    learner = learners.create(name, tiny.backbone(), seed=0, **{**SMALL, **hyper})
+    for task in stream:
+        list(learner.learn(task))
+    return learner
+
+
+def test_slca_is_the_slow_learner_with_the_plug_in(stream):
+    """To the bit, and whatever the parts are called."""
+    test = stream.test_after(stream[2])
+    outputs = [learnt(name, stream).predict(test) for name in ("slca", "slow_learner+alignment")]
+    assert list(outputs[0].heads) == list(outputs[1].heads) == ["raw", "aligned"]
+    assert all(np.array_equal(outputs[0].heads[head], outputs[1].heads[head]) for head in outputs[0].heads)
+
+
+def test_further_heads_are_those_of_other_runs_from_one_training_and_no_more_passes(stream):
+    test = stream.test_after(stream[2])
+    many = learnt("slca", stream, align_also=tuple(alignment.VARIANTS), rank=3)
+    heads = many.predict(test).heads
+    one = learnt("slca", stream)
+    assert list(heads) == ["raw", "aligned", *alignment.VARIANTS]
+    for name, switches in alignment.VARIANTS.items():
+        alone = learnt("slca", stream, rank=3, **switches)
+        assert np.array_equal(heads[name], alone.predict(test).heads["aligned"]), name
+        assert alone.backbone.forwarded == many.backbone.forwarded
+        if name != "full":
+            assert not np.array_equal(heads[name], heads["aligned"])
+    assert np.array_equal(heads["aligned"], one.predict(test).heads["aligned"])
+
+
+def test_stored_bytes_are_those_of_every_kind_kept(stream):
+    learner = learnt("slca", stream, align_also=("diagonal", "shared", "low_rank", "unscaled"), rank=3)
+    means, dim = 6 * 16 * 8, 16
+    assert learner.stored_bytes() == {
+        "class means and full covariances": means + 6 * 4 * dim * (dim + 1) // 2,
+        "class means and diagonal covariances": means + 6 * 4 * dim,
+        "class means and shared covariances": means + 4 * dim * (dim + 1) // 2 + 8,
+        "class means and low-rank covariances": means + 6 * 4 * dim * (3 + 1),
+    }
+
+
+def test_a_loaded_learner_goes_on_as_if_nothing_had_happened(stream):
+    settings = {**SMALL, "align_also": ("low_rank", "shared")}
+    whole, first = learnt("slca", stream, **settings), learnt("slca", stream[:2], **settings)
+    again = learners.create("slca", tiny.backbone(seed=5), seed=0, **settings)
+    for _ in range(2):
+        again.load(first.state())
+    list(again.learn(stream[2]))
+    test = stream.test_after(stream[2])
+    expected = whole.predict(test).heads
+    assert all(np.array_equal(expected[name], logits) for name, logits in again.predict(test).heads.items())
+
+
+def test_switched_off_it_makes_no_statistics_and_costs_no_pass(stream):
+    off = learnt("slca", stream, align_epochs=0)
+    assert "statistics" not in off.backbone.forwarded and "statistics" not in off.declared(stream)
+    assert len(off.statistics) == 0
+    heads = off.predict(stream.test_after(stream[2])).heads
+    assert np.array_equal(heads["aligned"], heads["raw"])
+
+
+def test_the_legacy_index_is_a_leak_that_shows_in_uneven_splits_only(stream):
+    """(h) of the specs' acceptance tests."""
+    even = tiny.stream()
+    for tasks, same in ((even, True), (stream, False)):
+        plain, legacy = (learnt("slca", tasks, leaks=leaks) for leaks in ((), ("legacy_task_index",)))
+        test = tasks.test_after(tasks[2])
+        found = [learner.predict(test).heads["aligned"] for learner in (plain, legacy)]
+        assert np.array_equal(*found) is same
+
+
+def test_the_plug_in_says_what_it_cannot_be_plugged_into():
+    with pytest.raises(UserError, match="NearestMean has none"):
+        learners.find("nearest_mean+alignment")
+    with pytest.raises(UserError, match="SLCA aligns already"):
+        learners.find("slca+alignment")
+
+    class Odd(learners.find("finetune")):
+        Hyper = dataclasses.make_dataclass("Odd", [("rank", int, 2)], frozen=True)
+
+    with pytest.raises(UserError, match="both have a parameter 'rank'"):
+        alignment.Alignment.check_base(Odd)
+
+
+def test_wrong_switches_are_one_sentence():
+    with pytest.raises(UserError, match="'unscale' .did you mean 'unscaled'"):
+        learners.settings("slca", {"align_also": ["unscale"]})
+    with pytest.raises(UserError, match="statistics is 'whole'"):
+        learners.settings("slca", {"statistics": "whole"})
+    with pytest.raises(UserError, match="rank 17 does not fit statistics of 16 features"):
+        learners.create("slca", tiny.backbone(), statistics="low_rank", rank=17)
+
+
+def test_a_class_that_has_diverged_is_named(stream):
+    learner = learners.create("slca", tiny.backbone(), seed=0, **SMALL)
+    learner.sizes.append(3)
+    learner.begin_task(stream[0])
+    learner.features = lambda images, kind: np.full((len(images), 16), np.inf, np.float32)
+    with pytest.raises(UserError, match="class 'class .' has features that are not finite"):
+        learner.end_task(stream[0])

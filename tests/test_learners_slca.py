@@ -163,3 +163,21 @@ def test_on_a_cumulative_stream_every_head_learns(stream):
     learn(learner, tasks[1])
     assert not torch.equal(learner.raw.tasks[0].weight, before)
     assert len(learner.statistics) == 4
+
+
+def test_recipes_name_what_the_ports_do_differently():
+    """slca.md, 12 and 13; what is given stands above the recipe."""
+    names = ("align_epochs", "batch_size", "recipe", "weight_decay", "align_weight_decay", "milestones", "leaks")
+    own = {name: learners.settings("slca", {})[name] for name in names}
+    legacy = ("legacy_task_index",)
+    departures = {
+        "paper": {},
+        "official_code": {"leaks": legacy},
+        "pilot": {"align_epochs": 3, "batch_size": 64, "recipe": "pilot", "leaks": legacy},
+        "mammoth": {"weight_decay": 0.0, "align_weight_decay": 0.0, "milestones": ()},
+    }
+    for whose, changes in departures.items():
+        found = learners.settings("slca", {"recipe_of": whose})
+        assert {name: found[name] for name in names} == own | changes
+    given = learners.settings("slca", {"recipe_of": "pilot", "align_epochs": 7, "leaks": []})
+    assert (given["align_epochs"], given["batch_size"], given["leaks"]) == (7, 64, ())
