@@ -44,6 +44,8 @@ class ICaRLHyper:
     recipe: str = "digits"  # iCaRL: "icarl_cifar"
     image_size: int = 0  # pixels on a side, for recipes that resize; 0: the backbone's own
     norm_statistics: str = "batch"  # as the paper: exemplars put every class into the batches
+    recipe_of: str = "paper"  # whose: see the learner's RECIPES
+    leaks: tuple[str, ...] = ()  # known leaks to switch on: this learner has none
 
     def __post_init__(self) -> None:
         check_norm_statistics(self.norm_statistics)
