@@ -97,16 +97,16 @@ class BiC(SlowLearner):
         self.held = Memory(self.hyper.per_class, self.hyper.total)
         self.corrections = torch.zeros((0, 2), device=self.backbone.device)
 
-    def rooms(self, seen: int) -> tuple[int, int]:
-        """Exemplars a class for stage 1 and for stage 2 once `seen` classes are known."""
+    def validating(self, seen: int, images: int) -> int:
+        """Images a class that stage 2 learns from: a share of its room once `seen` classes are known, or of its images
+        where it has fewer."""
         room = self.memory.room(seen)
         if room < 2:
             raise UserError(
                 f"total {self.hyper.total} leaves {room} exemplar for each of {seen} classes; BiC needs two a class, "
-                f"so {2 * seen} or more"
+                f"so more than {seen}"
             )
-        validated = max(1, int(self.hyper.validation * room + 1e-9))
-        return room - validated, validated
+        return max(1, int(self.hyper.validation * min(room, images) + 1e-9))
 
     def begin_task(self, task: Task) -> None:
         import torch
@@ -135,19 +135,19 @@ class BiC(SlowLearner):
     # ------------------------------------------------------------ stage 1
 
     def set_aside(self, task: Task) -> ImageSet:
-        """Of each new class, the images that stage 1 never sees: as many as of each old class."""
-        count = self.rooms(self.known or self.seen)[1]
+        """Of each new class, the images that stage 1 never sees; of each old class as many are kept."""
+        fewest = min(task.classes, key=lambda label: task.fresh.counts[label])
+        images = int(task.fresh.counts[fewest])
+        if images < 2:
+            raise UserError(
+                f"class {task.fresh.class_names[fewest]!r} has {images} training image; BiC needs two a class: one to "
+                "learn from and one to validate with"
+            )
+        count = min([self.validating(self.known or self.seen, images), *map(len, self.held.rows[:1])])
+        self.held.rows = [rows[:count] for rows in self.held.rows]
         random = np.random.default_rng(derive(self.seed_data, task.index, "validation"))
-        chosen = []
-        for label in task.classes:
-            rows = np.flatnonzero(task.fresh.labels == label)
-            if len(rows) <= count:
-                raise UserError(
-                    f"class {task.fresh.class_names[label]!r} has {len(rows)} training images, and BiC sets {count} "
-                    "aside for stage 2; lower validation, per_class or total"
-                )
-            chosen.append(random.permutation(rows)[:count])
-        return task.fresh.select(np.concatenate(chosen))
+        rows = [random.permutation(np.flatnonzero(task.fresh.labels == label))[:count] for label in task.classes]
+        return task.fresh.select(np.concatenate(rows))
 
     def training_set(self, task: Task) -> ImageSet:
         """The task's images and the old classes' exemplars, without what is kept for stage 2."""
@@ -181,7 +181,8 @@ class BiC(SlowLearner):
             old = self.held.of(task.fresh)
             seen = np.concatenate([self.features(old, "statistics"), features[aside]])
             self.corrections[-1] = self.stage_two(seen, np.append(old.labels, task.fresh.labels[aside]), task)
-        learnt, validated = self.rooms(self.seen)
+        held = min(len(self.aside) // len(task.classes), self.validating(self.seen, len(task.fresh)))
+        learnt = self.memory.room(self.seen) - held
         for label in task.classes:
             own = task.fresh.labels == label
             rows = np.flatnonzero(own & ~aside)
@@ -189,7 +190,7 @@ class BiC(SlowLearner):
             self.memory.add(task.fresh.select(rows[herd(unit, learnt)]))
             self.held.add(task.fresh.select(own & aside))
         self.memory.rows = [rows[:learnt] for rows in self.memory.rows]
-        self.held.rows = [rows[:validated] for rows in self.held.rows]
+        self.held.rows = [rows[:held] for rows in self.held.rows]
 
     def stage_two(self, features: np.ndarray, labels: np.ndarray, task: Task) -> torch.Tensor:
         """b and g (2,) of the newest block, from the features (n, dim) of the balanced set."""
@@ -227,13 +228,15 @@ class BiC(SlowLearner):
         task on. Statistics: each new image once, for herding and stage 2, and the old classes' validation images."""
         counts, trained, statistics = stream.train.counts, [], 0
         available = np.zeros(len(counts), np.int64)  # of each class: images that may become exemplars of stage 1
+        held = len(stream.train)  # of each old class, for stage 2
         for task in stream:
-            known = task.classes.start
-            learnt, validated = self.rooms(known or task.seen)
-            kept = int(np.minimum(available[:known], learnt).sum())
-            trained.append(len(task.train) - validated * np.count_nonzero(task.train.counts) + kept)
-            statistics += len(task.fresh) + validated * known
-            available[list(task.classes)] = counts[list(task.classes)] - validated
+            known, new = task.classes.start, slice(task.classes.start, task.classes.stop)
+            kept = np.minimum(available[:known], self.memory.room(known) - held).sum() if known else 0
+            held = min(held, self.validating(known or task.seen, counts[new].min()))
+            trained.append(len(task.train) - held * np.count_nonzero(task.train.counts) + kept)
+            statistics += len(task.fresh) + held * known
+            available[new] = counts[new] - held
+            held = min(held, self.validating(task.seen, len(task.fresh)))
         epochs = self.hyper.epochs
         passes = {"student": epochs * sum(trained), "teacher": epochs * sum(trained[1:]), "statistics": statistics}
         return {name: int(count) for name, count in passes.items()} | {"test": self.declared_tests(stream)}
