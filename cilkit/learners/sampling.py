@@ -28,9 +28,10 @@ class GaussianSampler:
     def __post_init__(self) -> None:
         means = self.statistics.means * self.scales[:, None]
         self._means = torch.from_numpy(means).float().to(self.device)  # (seen, dim)
-        dim = means.shape[1]
+        dim, factors = means.shape[1], self.statistics.factors
         rows, columns = torch.tril_indices(dim, dim, device=self.device)
         self._places = rows * dim + columns  # of a packed triangle's numbers in the dense matrix
+        self._dense = torch.zeros(min(len(factors), CLASSES), dim, dim, device=self.device)  # zero above the diagonal
 
     def draw(self, per_class: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (seen * per_class, dim) and labels, class after class; `generator` lives on the device."""
@@ -57,10 +58,11 @@ class GaussianSampler:
 
     def _factors(self, labels: range) -> torch.Tensor:
         """Dense lower factors (classes, dim, dim); one for all where the covariance is shared."""
-        shared, dim = self.statistics.kind == "shared", self._means.shape[1]
-        packed = self._stack(self.statistics.factors, range(1) if shared else labels)
-        dense = torch.zeros(len(packed), dim * dim, device=self.device)
-        return dense.index_copy_(1, self._places, packed).view(-1, dim, dim)
+        kept = self.statistics.factors
+        chosen = kept if self.statistics.kind == "shared" else [kept[label] for label in labels]
+        for dense, packed in zip(self._dense, chosen, strict=False):
+            dense.view(-1).index_copy_(0, self._places, torch.from_numpy(packed).to(self.device))
+        return self._dense[: len(chosen)]
 
     def _spread(self, noise: torch.Tensor, labels: range, generator: torch.Generator) -> None:
         """noise becomes noise * sqrt(d) + other noise U^T, in place."""

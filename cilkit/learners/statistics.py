@@ -129,11 +129,11 @@ def cholesky(covariance: np.ndarray, name: str = "") -> np.ndarray:
 
 def pack(matrix: np.ndarray) -> np.ndarray:
     """The lower triangle of (dim, dim) row by row, float32 (dim (dim + 1) / 2,)."""
-    return matrix[np.tril_indices(len(matrix))].astype(np.float32)
+    return matrix[np.tri(len(matrix), dtype=bool)].astype(np.float32)
 
 
 def unpack(triangle: np.ndarray, dim: int) -> np.ndarray:
     """The lower triangular matrix, float64 (dim, dim), of a packed triangle."""
     matrix = np.zeros((dim, dim))
-    matrix[np.tril_indices(dim)] = triangle
+    matrix[np.tri(dim, dtype=bool)] = triangle
     return matrix
