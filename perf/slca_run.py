@@ -8,8 +8,8 @@ code does, the way it does it: images transformed one by one with Pillow and tor
 made anew for each pass; the loss read after each step; class means from a loader a class; one MultivariateNormal a
 class and alignment epoch; and its diagnostic passes (accuracy on the training and the seen test images every fifth
 epoch, on the seen test images after each alignment epoch). Where in doubt it is spared: pixels lie in memory, no
-gradients outside training, two workers instead of eight. Both sides start from the same weights, class orders and
-settings, and keep the batch normalisation's statistics (our decision; the papers' transformers have none).
+gradients outside training, two workers instead of eight. Both sides start from the same weights (the heads' included),
+class orders and settings, and keep the batch normalisation's statistics (our decision; the papers' networks have none).
 
 Runs alternate, so that other load on the machine meets both; CPU seconds, which such load hardly changes, stand beside.
 Last line: JSON; value: the median over seeds of straightforward / ours in seconds (at least 2). About 7 minutes on two
@@ -41,6 +41,7 @@ from torchvision import transforms as tv
 from cilkit import backbones, incremental, learners
 from cilkit.data import Benchmark, ImageSet, Stream, benchmarks
 from cilkit.data.streams import SEEDS
+from cilkit.learners.heads import TaskHeads
 
 PARTS = ("training", "statistics", "alignment", "testing", "diagnostics")
 WORKERS, EVERY = 2, 5  # loader processes; epochs from one diagnosis of stage 1 to the next
@@ -171,11 +172,11 @@ def straightforward(stream: Stream, backbone, epochs: int, size: int, seed: int)
     network = backbone.model.to(memory_format=torch.contiguous_format)
     train_steps, test_steps = steps_of(backbone, size)
     heads, means, covariances, sizes, clock = nn.ModuleList(), [], [], [], Clock()
+    first = TaskHeads(backbone.dim)  # our heads' initial weights
     for task in stream:
         heads.requires_grad_(False)
-        heads.append(nn.Linear(backbone.dim, len(task.classes)))
-        nn.init.trunc_normal_(heads[-1].weight, std=0.02)
-        nn.init.zeros_(heads[-1].bias)
+        first.grow(len(task.classes), seed, False)
+        heads.append(copy.deepcopy(first.current))
         known, _ = sum(sizes), sizes.append(len(task.classes))
         training = DataLoader(OneByOne(task.train, train_steps), RUN["batch_size"], True, num_workers=WORKERS)
         tests = DataLoader(OneByOne(stream.test_after(task), test_steps), RUN["batch_size"], num_workers=WORKERS)
