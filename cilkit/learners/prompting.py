@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cilkit import precision
 from cilkit.errors import UserError
 from cilkit.learners.base import Batch, Hyper, Learner, derive, part
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from cilkit.backbones import Backbone
     from cilkit.data import ImageSet, Stream, Task
+
+BATCH_LEAKS = ("batch_vote", "kv_reshape")  # in which a batch's images change each other's answers
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class Prompter(Learner):
         """Adam at a constant rate, anew in every task."""
         import torch
 
-        optimiser = torch.optim.Adam(self.trained, lr=self.hyper.lr)
+        optimiser = precision.adam(self.trained, self.backbone.device, lr=self.hyper.lr)
         return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, self.rate)
 
     def rate(self, epoch: int) -> float:
@@ -165,7 +168,7 @@ class Prompter(Learner):
         if isinstance(images, np.ndarray):
             return self._features(images, self._queries(images), kind, self.test_batch)
         queries = self.bank.of(images, self._queries, keep=kind == "test")
-        if not self.hyper.leaks:
+        if not any(self.leaking(name) for name in BATCH_LEAKS):
             return self._features(images, queries, kind, self.test_batch)
         # Leaks show in the batches of those codes: of one task's images, as many as in training.
         features, task = np.empty_like(queries), np.repeat(np.arange(len(self.sizes)), self.sizes)[images.labels]
@@ -210,10 +213,10 @@ class Prompter(Learner):
                     self.add_prompts(name, value)
 
     def declared(self, stream: Stream) -> dict[str, int]:
-        """Student and query: every training image once an epoch. Query: each test image once, and each image whose
-        statistics are taken (where classifier alignment is plugged in)."""
+        """Student and query: every training image once an epoch. Query: each test image once, and where classifier
+        alignment is plugged in each training image once more, for its statistics."""
         trained = self.hyper.epochs * sum(len(task.train) for task in stream)
-        asked = len(stream.train) if hasattr(self, "statistics") else 0
+        asked = len(stream.train) if getattr(self.hyper, "align_epochs", 0) else 0
         tested = len(stream.test_after(stream[-1]))
         return {"student": trained, "query": trained + asked + tested, "test": self.declared_tests(stream)}
 
