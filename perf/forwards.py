@@ -1,22 +1,42 @@
 """Images forwarded through a backbone beyond what each learner declares: 0, for every learner and kind of pass.
 
-    python perf/forwards.py [--epochs 1]
+    python perf/forwards.py [--epochs 1] [--images 20]
 
-Each learner learns `digits_photo` in five tasks of two classes; its formula `declared(stream)` is set beside what the
-backbone counted. The last line is JSON. Under a minute on one thread at one epoch a task.
+Each learner, each plug-in with every learner that takes it, and the arms that change what is forwarded learn a part of
+`digits_photo` in four uneven tasks: the small convnet, or the small transformer for methods that attach to one. The
+formula `declared(stream)` stands beside what the backbone counted; no formula holds a pass that serves diagnosis only.
+A minute or two on one thread. Last line: JSON.
 """
 
 import argparse
 import json
+import time
 from collections import Counter
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from cilkit import backbones, incremental, learners
-from cilkit.data import ImageSet, Stream, load
+from cilkit.data import Benchmark, ImageSet, Stream, load
+from cilkit.errors import UserError
 from cilkit.synthesis import glyphs
 
-ARMS = {"distillation": (0.0, 1.0), "replay": (1.0, 0.0), "both": (1.0, 1.0)}
+# Learner -> parameters that change what is forwarded.
+ARMS = {
+    "slca": [{"slow_rate": 0.0}, {"align_epochs": 0}],
+    "synthetic_replay": [{"a": 0.0}, {"b": 0.0}],
+    "ewc": [{"penalty": 0.0}, {"fisher": "batch"}, {"fisher_images": 7}],
+    "bic": [{"cumulative": True}],
+    "der": [{"alpha": 0.0}, {"beta": 0.0}, {"dedup": True}],
+    "ranpac": [{"phase1": how} for how in ("none", "adapter", "finetune")] + [{"projection": 0}],
+    "aper": [{"phase1": how} for how in ("adapter", "prompts", "finetune")],
+}
+
+
+def part_of(images: ImageSet, per_class: int) -> ImageSet:
+    rows = [np.flatnonzero(images.labels == label)[:per_class] for label in range(len(images.class_names))]
+    return images.select(np.sort(np.concatenate(rows)))
 
 
 def painted() -> ImageSet:
@@ -25,33 +45,52 @@ def painted() -> ImageSet:
     return ImageSet.from_arrays(*glyphs.render_set(names, per_class=5, seed=0), names)
 
 
-def cases(epochs: int):
-    """(what, learner, parameters) of every learner and of each arm of synthetic replay."""
-    images = painted()
+def with_plugins() -> Iterator[str]:
+    """ "ewc+alignment" and so on, of all that go together."""
     for name in learners.NAMES:
-        if name == "synthetic_replay":
-            for arm, (a, b) in ARMS.items():
-                yield f"{name}: {arm}", name, {"epochs": epochs, "a": a, "b": b, "images": images}
-        else:
-            yield name, name, {} if name == "nearest_mean" else {"epochs": epochs}
-    yield "slca, frozen backbone", "slca", {"epochs": epochs, "slow_rate": 0.0}
+        for plugin in learners.PLUGINS:
+            try:
+                learners.find(f"{name}+{plugin}")
+            except UserError:
+                continue
+            yield f"{name}+{plugin}"
+
+
+def cases() -> Iterator[tuple[str, dict]]:
+    for name in (*learners.NAMES, *with_plugins()):
+        for parameters in ({}, *ARMS.get(name, [])):
+            yield name, parameters
+
+
+def made(name: str, parameters: dict, epochs: int, images: ImageSet):
+    found, known = learners.find(name), learners.settings(name, {})
+    transformer = found.needs == "transformer" or parameters.get("phase1") in ("adapter", "prompts")
+    given = {"epochs": epochs} if "epochs" in known else {}
+    given |= {"images": images} if getattr(found, "takes_images", False) else {}
+    return learners.create(name, backbones.create("small_vit" if transformer else "", seed=0), **given, **parameters)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=1, help="epochs a task")
+    parser.add_argument("--images", type=int, default=20, help="training images a class, at most")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    stream = Stream(load("digits_photo"), order_seed=1993, increments=2)
-    print(f"{'learner':32s}{'kind':12s}{'declared':>10s}{'forwarded':>10s}")
+    whole, images, begun = load("digits_photo"), painted(), time.perf_counter()
+    benchmark = Benchmark("part", part_of(whole.train, arguments.images), part_of(whole.test, arguments.images // 2))
+    stream = Stream(benchmark, order_seed=1993, increments=[2, 3, 1, 4])
+    print(f"{'learner':52s}{'kind':12s}{'declared':>10s}{'forwarded':>10s}")
     beyond = 0
-    for what, name, parameters in cases(arguments.epochs):
-        learner = learners.create(name, backbones.create(seed=0), seed=0, **parameters)
+    for name, parameters in cases():
+        learner = made(name, parameters, arguments.epochs, images)
         incremental.run_stream(learner, stream, None)
         declared, spent = Counter(learner.declared(stream)), learner.backbone.forwarded
+        what = " ".join([name, *(f"{key}={value}" for key, value in parameters.items())])
         for kind in sorted(declared | spent):
-            print(f"{what:32s}{kind:12s}{declared[kind]:10d}{spent[kind]:10d}")
+            mark = "" if declared[kind] == spent[kind] else "  <-"
+            print(f"{what:52s}{kind:12s}{declared[kind]:10d}{spent[kind]:10d}{mark}", flush=True)
             beyond += abs(spent[kind] - declared[kind])
+    print(f"{time.perf_counter() - begun:.0f} s")
     print(json.dumps({"name": "images_beyond_declared", "value": beyond, "unit": "images"}))
 
 
