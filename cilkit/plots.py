@@ -146,6 +146,7 @@ def group_bars(
     joint: float | None = None,
     errors: Mapping[str, str] | None = None,
     ylabel: str = "accuracy (%)",
+    xlabel: str = "",
     title: str = "",
 ) -> "Figure":
     """Bars of several columns side by side, e.g. foreseen and unforeseen classes. errors: column -> its half widths."""
@@ -153,7 +154,7 @@ def group_bars(
     widths = {values[column]: table[error].to_numpy() for column, error in (errors or {}).items()}
     figure, axes = _bars([str(name) for name in table[names]], heights, widths)
     plotstyle.references(axes, chance, joint)
-    axes.set(ylabel=ylabel, title=title)
+    axes.set(ylabel=ylabel, xlabel=xlabel, title=title)
     if chance is not None or joint is not None:
         plotstyle.legend_beside(axes)
     return figure

@@ -6,6 +6,7 @@ BUNDLES holds `cifar100_32.npz` and `pacs_64.npz` (arrays blob, offset, label, s
 domains: encoded images one behind the other) and `mobilenet_v2_1.0_imagenet.fp16.safetensors`. What is written:
 
     OUT/cifar100/train/<class>/<number>.png, test/…        benchmark "folder:OUT/cifar100"
+    OUT/cifar100_third/…                                   the same, the first 40 and 20 images of each class
     OUT/pacs/kfold/<domain>/<class>/<number>.png, pacs_label/<domain>_{train,crossval}_kfold.txt
                                                            benchmark "pacs" with root OUT/pacs; the bundle's own split
     OUT/mobilenetv2/config.json, model.safetensors         a backbone in timm's local layout
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import io
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +53,14 @@ class Bundle:
         return Image.open(io.BytesIO(self.blob[self.offset[i] : self.offset[i + 1]].tobytes())).convert("RGB")
 
 
-def lay_out_cifar(bundle: Bundle, folder: Path) -> None:
+def lay_out_cifar(bundle: Bundle, folder: Path, train: int = 10**9, test: int = 10**9) -> None:
+    """Not more than so many training and test images of each class."""
+    written: Counter = Counter()
     for i in range(len(bundle)):
-        part = "test" if bundle.test[i] else "train"
+        part, most = ("test", test) if bundle.test[i] else ("train", train)
+        written[part, bundle.labels[i]] += 1
+        if written[part, bundle.labels[i]] > most:
+            continue
         _write(bundle, i, folder / part / bundle.classes[bundle.labels[i]] / f"{i:05d}.png")
 
 
@@ -110,6 +117,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
     lay_out_cifar(Bundle(arguments.data / "cifar100_32.npz"), arguments.out / "cifar100")
+    lay_out_cifar(Bundle(arguments.data / "cifar100_32.npz"), arguments.out / "cifar100_third", 40, 20)
     lay_out_pacs(Bundle(arguments.data / "pacs_64.npz"), arguments.out / "pacs")
     convert_mobilenet(arguments.data / MOBILENET, arguments.out / "mobilenetv2")
     print(f"CIFAR-100 and PACS subsets and MobileNetV2 are in {arguments.out}")

@@ -151,6 +151,7 @@ def learn(
     own: dict[str, dict] | None = None,
     joint_learner: str = "",
     joint_epochs: int = 0,
+    slow_rates: Sequence[float] = (),
     **settings: Any,
 ) -> dict[str, Any]:
     """Several learners on one stream from one backbone: name -> `Run`. The verb of notebook 04 and its parameter files.
@@ -159,17 +160,18 @@ def learn(
               knows is refused.
     own:      for one learner, over that: {"slca": {"temperature": 0.05}}.
     With `joint_learner`, that learner also trains `joint_epochs` on one task of all classes: the upper line, "joint".
+    For each of `slow_rates` the slow learner also runs with that rate of the backbone: "rate 0.1".
     """
     from cilkit import learners as known
 
     for_stream, settings = _taken_by(stream, settings)
     shared, hyper = _taken_by(run, settings)
-    declared = {name: known.settings(name, {}).keys() for name in learners}
+    declared = {name: known.settings(name, {}).keys() for name in [*learners, "slow_learner"]}
     for name in hyper:
-        if not any(name in names for names in declared.values()):
+        if not any(name in declared[learner] for learner in learners):
             raise UserError(f"none of the learners {', '.join(learners)} has a parameter {name!r}; leave it out")
     for name in own or {}:
-        if name not in declared:
+        if name not in learners:
             raise UserError(f"`own` sets parameters of {name!r}, which is not among {', '.join(learners)}")
 
     def taken_by(name: str) -> dict[str, Any]:
@@ -180,6 +182,8 @@ def learn(
     if joint_learner and joint_epochs:
         longer = taken_by(joint_learner) | {"epochs": joint_epochs, "milestones": [round(0.8 * joint_epochs)]}
         runs["joint"] = run(joint_learner, on.joint(), **shared, **longer)
+    for rate in slow_rates:
+        runs[f"rate {rate:g}"] = run("slow_learner", on, **shared, **taken_by("slow_learner") | {"slow_rate": rate})
     return runs
 
 
