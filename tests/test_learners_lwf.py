@@ -163,7 +163,7 @@ def test_domains_share_their_classes_and_are_distilled_all_the_same():
 
 
 def test_wrong_settings_are_refused():
-    for bad in ({"old_heads": "mixed"}, {"temperature": 0.0}, {"distillation": -1.0}):
+    for bad in ({"old_heads": "mixed"}, {"distillation_temperature": 0.0}, {"distillation": -1.0}):
         with pytest.raises(UserError, match=next(iter(bad))):
             create(**bad)
     assert learners.settings("lwf", {"recipe_of": "pilot"})["distillation"] == 3.0

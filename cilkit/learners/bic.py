@@ -48,7 +48,7 @@ class BiCHyper(SlowLearnerHyper):
     per_class: int = 20  # exemplars kept a class, those for validation among them
     total: int = 0  # if > 0: K exemplars in all, ceil(K / seen) a class. BiC: 20 x all classes, 2000 on CIFAR-100
     validation: float = 0.1  # share of a class's exemplars that stage 2 learns from
-    temperature: float = 2.0  # T
+    distillation_temperature: float = 2.0  # T
     cumulative: bool = False  # every block keeps its own correction, in student, teacher, stage 2 and test (FACIL)
     bias_epochs: int = 200  # of stage 2
     bias_milestones: tuple[int, ...] = (60, 120, 160, 180)
@@ -164,10 +164,10 @@ class BiC(SlowLearner):
         classification = cross_entropy(logits, batch.labels)
         if self.teacher is None:
             return {"classification": classification}
-        taught = distillation(logits[:, : self.known], self.teacher(batch.images), self.hyper.temperature)
+        taught = distillation(logits[:, : self.known], self.teacher(batch.images), self.hyper.distillation_temperature)
         share = self.known / self.seen  # l
         if self.leaking("inverted_mixing"):
-            share, taught = 1 - share, self.hyper.temperature**2 * taught
+            share, taught = 1 - share, self.hyper.distillation_temperature**2 * taught
         return {"classification": (1 - share) * classification, "distillation": share * taught}
 
     # ------------------------------------------------------------ stage 2 and exemplars

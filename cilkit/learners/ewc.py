@@ -179,10 +179,15 @@ class EWC(SlowLearner):
         return super().state() | kept | {f"anchor.{name}": value for name, value in self.anchor.items()}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
+        import torch
+
         super().load(state)
-        device = self.backbone.device
-        self.fisher = {name: value.to(device) for name, value in part(state, "fisher.").items()}
-        self.anchor = {name: value.to(device) for name, value in part(state, "anchor.").items()}
+        # As the parameters lie in memory (channels last): sums over them are added up in that order.
+        weights = dict(self.backbone.named_parameters())
+        self.fisher, self.anchor = (
+            {name: torch.empty_like(weights[name]).copy_(value) for name, value in part(state, kind).items()}
+            for kind in ("fisher.", "anchor.")
+        )
 
     def declared(self, stream: Stream) -> dict[str, int]:
         """The slow learner's, and each task's images (fisher_images at most) once more."""

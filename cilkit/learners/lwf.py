@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class LwFHyper(SlowLearnerHyper):
     distillation: float = 1.0  # lambda: FACIL 1, PyCIL 3, mammoth 0.5 (read). 0: the slow learner
-    temperature: float = 2.0  # T (read in all three)
+    distillation_temperature: float = 2.0  # T (read in all three)
     old_heads: str = "frozen"  # (FACIL): distillation moves the backbone alone; "trained" (PyCIL, one growing head)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.old_heads not in ("frozen", "trained"):
             raise UserError(f"old_heads is {self.old_heads!r}; expected 'frozen' or 'trained'")
-        if self.temperature <= 0 or self.distillation < 0:
+        if self.distillation_temperature <= 0 or self.distillation < 0:
             raise UserError(
-                f"temperature is {self.temperature:g} and distillation {self.distillation:g}; expected a temperature "
-                "above 0 and a weight of 0 or more"
+                f"distillation_temperature is {self.distillation_temperature:g} and distillation {self.distillation:g}"
+                "; expected a temperature above 0 and a weight of 0 or more"
             )
 
 
@@ -66,7 +66,7 @@ class LwF(SlowLearner):
             return super().loss(batch)
         logits = self.raw(self.embed(batch.images, "student"))  # (batch, seen)
         taught = self.teacher(batch.images)  # (batch, known)
-        weight, t = self.hyper.distillation, self.hyper.temperature
+        weight, t = self.hyper.distillation, self.hyper.distillation_temperature
         return {
             "classification": self.classification(logits, batch.labels),
             "distillation": weight * distillation(logits[:, : taught.shape[1]], taught, t),
