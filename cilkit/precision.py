@@ -48,15 +48,9 @@ def prepare(backbone: Backbone, precision: str = "float32", compile: bool = Fals
         import torch._dynamo
 
         torch._dynamo.config.skip_nnmodule_hook_guards = False
-        for part in _parts(backbone.model):
+        for part in backbone.blocks or [backbone.model]:
             part.compile()
     return backbone
-
-
-def _parts(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """What is compiled as one: a transformer's blocks, else the whole model."""
-    blocks = list(getattr(model, "blocks", []))
-    return blocks if blocks and all(hasattr(block, "attn") for block in blocks) else [model]
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:

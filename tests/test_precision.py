@@ -1,12 +1,17 @@
 """bf16, fused optimisers, compilation and steps that never wait."""
 
 import copy
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from cilkit import backbones, precision
+from cilkit import attachments, backbones, precision
 from cilkit.errors import UserError
 
 CPU = torch.device("cpu")
@@ -21,31 +26,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.second(self.first(x).tanh())
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attn = nn.Linear(8, 8)
-
-    def forward(self, x):
-        return x + self.attn(x)
-
-
-class Blocks(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(Block(), Block())
-
-    def forward(self, x):
-        return self.blocks(x)
-
-
-class Holder:
-    """A backbone as far as `prepare` looks at it."""
-
-    def __init__(self, model) -> None:
-        self.model, self.device, self.precision = model, CPU, "float32"
 
 
 @pytest.fixture
@@ -89,7 +69,7 @@ def test_gradients_of_a_bf16_pass_are_float32_and_close():
 
 def test_an_unknown_precision_is_one_sentence():
     with pytest.raises(UserError, match="'fp16'; expected one of float32, bf16"):
-        precision.prepare(Holder(Net()), "fp16")
+        precision.prepare(backbones.create("small_vit"), "fp16")
 
 
 def test_prepare_sets_the_precision_of_a_backbone():
@@ -100,27 +80,30 @@ def test_prepare_sets_the_precision_of_a_backbone():
     assert precision.attention_without_sdpa(backbone.model) == ["blocks.1.attn"]
 
 
-@pytest.mark.parametrize(("net", "parts"), [(Net, [""]), (Blocks, ["blocks.0", "blocks.1"])])
-def test_what_is_compiled_keeps_its_names_and_its_copies_are_plain(net, parts, dynamo):
-    holder = Holder(net())
-    names = list(holder.model.state_dict())
-    precision.prepare(holder, compile=True)
-    assert [n for n, m in holder.model.named_modules() if m._compiled_call_impl is not None] == parts
-    assert list(holder.model.state_dict()) == names
-    assert all(module._compiled_call_impl is None for module in copy.deepcopy(holder.model).modules())
+@pytest.mark.parametrize(("arch", "parts"), [("", ["model"]), ("small_vit", [f"model.blocks.{i}" for i in range(4)])])
+def test_what_is_compiled_keeps_its_names_and_its_copies_are_plain(arch, parts, dynamo):
+    backbone = backbones.create(arch)
+    names = list(backbone.state_dict())
+    precision.prepare(backbone, compile=True)
+    assert [name for name, module in backbone.named_modules() if module._compiled_call_impl is not None] == parts
+    assert list(backbone.state_dict()) == names
+    assert all(module._compiled_call_impl is None for module in backbone.frozen_copy().modules())
 
 
 def test_what_hooks_in_after_compilation_is_not_left_out(monkeypatch, dynamo):
-    kept = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda call, *a, **k: kept(call, backend="eager"))
-    holder, x = Holder(Blocks()), torch.randn(3, 8)
-    precision.prepare(holder, compile=True)
-    before = holder.model(x)
-    handle = holder.model.blocks[0].attn.register_forward_hook(lambda module, inputs, output: 0 * output)
-    expected = x + holder.model.blocks[1].attn(x)
-    torch.testing.assert_close(holder.model(x), expected)
-    handle.remove()
-    torch.testing.assert_close(holder.model(x), before)
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call: compiled(call, backend="eager"))
+    plain, images = backbones.create("small_vit"), torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    backbone = precision.prepare(copy.deepcopy(plain), compile=True)
+    before = plain(images, "test")
+    torch.testing.assert_close(backbone(images, "test"), before)
+    for one in (plain, backbone):
+        part = attachments.lora(one, "lora", rank=2)
+        for parameter in part.parameters():
+            nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    after = plain(images, "test")
+    torch.testing.assert_close(backbone(images, "test"), after)
+    assert not torch.allclose(after, before, atol=0.1)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
@@ -175,3 +158,38 @@ def test_what_waits_is_named(wait):
     with pytest.raises(RuntimeError, match="waits for the device"), precision.no_waiting():
         wait(tensor)
     wait(tensor)  # outside, nothing is watched
+
+
+def test_the_gpu_script_runs_at_toy_size(monkeypatch, capsys):
+    gpu = load_script("perf/gpu.py")
+    small = dataclasses.replace(gpu.TINY, train_images=4, test_images=2, steps=1)
+    monkeypatch.setattr(gpu, "TINY", small)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--tiny"])
+    gpu.main()
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["name"] == "gpu_step" and last["value"] > 0 and set(last["slca_minutes"]) == {"bf16"}
+
+
+def test_what_the_gpu_script_counts():
+    """Products and operations of the step, against the transformer's sizes by hand."""
+    gpu, backbone = load_script("perf/gpu.py"), backbones.create("small_vit")
+    batch, size, dim, depth = 2, 32, backbone.dim, len(backbone.blocks)
+    patch = backbone.model.patch_embed.patch_size[0]
+    patches = batch * (size // patch) ** 2
+    rows = patches + batch  # the class token
+    shapes = {(rows, dim, 3 * dim, True): depth, (rows, dim, dim, True): depth, (rows, dim, 4 * dim, True): depth}
+    shapes |= {(rows, 4 * dim, dim, True): depth, (patches, 3 * patch**2, dim, False): 1}
+    assert gpu.products(backbone, batch, size) == shapes
+    linear = sum(2 * n * i * o * count * (3 if needs else 2) for (n, i, o, needs), count in shapes.items())
+    attention = depth * 3 * 2 * 2 * rows * (rows // batch) * dim  # queries by keys and weights by values, 3 times
+    assert gpu.step_operations(backbone, batch, size) == linear + attention
+
+
+def load_script(path):
+    """A script as a module."""
+    file = Path(__file__).resolve().parents[1] / path
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module  # where dataclasses look their annotations up
+    spec.loader.exec_module(module)
+    return module
