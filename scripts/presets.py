@@ -1,0 +1,175 @@
+"""Headers of the experiments in params/04_slca: what others report, by tag, and what a run costs, counted.
+
+    python scripts/presets.py            # write them
+    python scripts/presets.py --check    # name those that are not up to date
+
+An experiment's file has a line `# ---` behind its header. What stands from `# Expected` up to it is written here: rows
+of params/published.yaml, and operations counted without computing (`cilkit.costs`) on classes of equal size. Hours
+follow from a rate that is assumed, and are never a measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cilkit import architectures, backbones, costs, learners, published
+from cilkit.data import Benchmark, ImageSet, Stream, catalogue
+from cilkit.data.streams import increments_of
+from cilkit.road.inputs import parameters_of
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "# Expected", "# ---"
+RATE = 250e12  # operations a second: assumed, of one data-centre GPU in bfloat16
+SPLIT = {"imagenet_r": (24_000, 6_000)}  # where the catalogue knows only the sum
+ELSEWHERE = {
+    "sddr_memory",
+    "podnet_table",
+    "icarl",
+    "ranpac_backbones",
+    "ranpac_time",
+    "leaks",
+}  # other networks, times
+BESIDE = {"slca": ["slow_learner"], "slow_learner": ["joint"]}  # rows that the same file gives as well
+
+
+def experiments() -> list[Path]:
+    """The files that have a header of ours."""
+    return [path for path in sorted((ROOT / "params" / "04_slca").glob("*.yaml")) if f"\n{END}\n" in path.read_text()]
+
+
+def hyper(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """What notebook 04 hands this learner of a file's values."""
+    declared = learners.settings(name, {})
+    return {key: value for key, value in values.items() if key in declared and key != "keep"} | values["own"].get(
+        name, {}
+    )
+
+
+# ---------------------------------------------------------------- expected
+
+
+def expected(values: dict[str, Any]) -> list[str]:
+    """Lines with the published rows of a file's learners on its benchmark, each value once."""
+    wanted = [name.partition("+")[0] for name in values["own"]]
+    wanted += [more for name in wanted for more in BESIDE.get(name, [])]
+    numbers = published.table()
+    self_supervised = "mocov3" in values["backbone"]
+    tables = (
+        numbers["table"].eq("slca_mocov3") if self_supervised else ~numbers["table"].isin({"slca_mocov3", *ELSEWHERE})
+    )
+    fits = tables & numbers["benchmark"].eq(values["benchmark"])
+    lines, seen = (
+        [f"{BEGIN}, {published.HEADING} ({published.FILE.as_posix()}; in brackets the tag, then the table):"],
+        set(),
+    )
+    for learner in wanted:
+        for (table, row, tag), group in numbers[fits & numbers["learner"].eq(learner)].groupby(
+            ["table", "row", "tag"], sort=False
+        ):
+            figures = [
+                one
+                for one in zip(group["figure"], group["value"], group["std"], strict=True)
+                if (learner, one[:2]) not in seen
+            ]
+            seen |= {(learner, one[:2]) for one in figures}
+            shown = ", ".join(_shown(*one) for one in figures)
+            lines += [f"#   {row}: {shown} [{tag}] {table}"] if shown else []
+    return lines if len(lines) > 1 else [f"{BEGIN}: no number is known to us."]
+
+
+def _shown(figure: str, value: float, std: float) -> str:
+    return f"{figure.replace('_', ' ')} {value:.2f}" + (f" ± {std:.2f}" if std == std else "")
+
+
+# ---------------------------------------------------------------- cost
+
+
+@functools.cache
+def stand_in(benchmark: str) -> Benchmark:
+    """As many images in as many classes, of one pixel each and spread evenly: enough to count passes."""
+    entry = catalogue.find(benchmark)
+    sizes = SPLIT.get(benchmark) or entry.images
+    names = [str(label) for label in range(entry.classes)]
+    sets = (ImageSet.from_arrays(np.zeros((n, 1, 1, 3), np.uint8), np.arange(n) % len(names), names) for n in sizes)
+    return Benchmark(benchmark, *sets)
+
+
+def stream_of(values: dict[str, Any]) -> Stream:
+    benchmark = stand_in(values["benchmark"])
+    increments = increments_of(len(benchmark.class_names), values["increment"], values["base"])
+    return Stream(benchmark, values["order_seed"], increments)
+
+
+def cost_of(name: str, values: dict[str, Any], stream: Stream, **changes: Any) -> costs.Cost:
+    spec = values["backbone"].partition(":")[0]
+    arch = architectures.WEIGHTS[spec].arch if spec in architectures.WEIGHTS else spec
+    given = hyper(name, values) | changes
+    try:
+        return costs.counted(learners.create(name, costs.meta(arch), **given), stream)
+    except NotImplementedError:  # it looks at numbers, which only a computed network has
+        return costs.counted(learners.create(name, backbones.create(arch), **given), stream)
+
+
+def cost(values: dict[str, Any]) -> list[str]:
+    """A line for each training of a file, and the hours of all of them."""
+    stream = stream_of(values)
+    each = {name: cost_of(name, values, stream) for name in values["learners"]}
+    if values["joint_learner"]:
+        longer = {"epochs": values["joint_epochs"]}
+        each["joint"] = cost_of(values["joint_learner"], values, stream.joint(), **longer)
+    lines = ["# Counted, in FLOPs (images x those of one image, backward pass included):"]
+    for name, one in each.items():
+        parts = " + ".join(f"{kind} {n:,} x {one.flops[kind] / 1e9:.1f} G" for kind, n in sorted(one.images.items()))
+        lines += textwrap.wrap(
+            f"{name} {one.total:.2e} = {parts}", 112, initial_indent="#   ", subsequent_indent="#     "
+        )
+    hours = sum(one.hours(RATE) for one in each.values())
+    when = f"{hours:.2f} hours" if hours >= 0.1 else f"{60 * hours:.1f} minutes"
+    return [
+        *lines,
+        f"# Derived: {when} in all at an assumed {RATE / 1e12:.0f} TFLOP/s. Never run with this workbook so far.",
+    ]
+
+
+# ---------------------------------------------------------------- header
+
+
+def renewed(path: Path) -> str:
+    """The file's text with its header up to date."""
+    text = path.read_text()
+    header, rest = text.split(f"{END}\n", 1)
+    kept = header.partition(BEGIN)[0]
+    values = parameters_of(path)
+    return kept + "\n".join([*expected(values), *cost(values)]) + f"\n{END}\n{rest}"
+
+
+def outdated() -> Iterator[Path]:
+    for path in experiments():
+        if renewed(path) != path.read_text():
+            yield path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit status 1 where a header is not up to date"
+    )
+    check = parser.parse_args().check
+    found = list(outdated())
+    for path in found:
+        print(f"{path.relative_to(ROOT)} {'is not up to date' if check else 'renewed'}")
+        if not check:
+            path.write_text(renewed(path))
+    return int(check and bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
