@@ -16,7 +16,7 @@ def create(name="der", **hyper):
 
 
 def der(**hyper):
-    return create(**{"total": 12, "minibatch_size": 6, **hyper})
+    return create(**{"total": 12, "minibatch_size": 6, "alpha": 0.3, "beta": 0.5, **hyper})
 
 
 def learn(learner, tasks):

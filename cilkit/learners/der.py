@@ -7,10 +7,11 @@ the logits that the network gave when x' was stored. After the step the current 
 image itself, its label and the logits of this forward pass, which saw an augmented variant (read in Mammoth, by the
 paper's authors). alpha = beta = 0 is sequential fine-tuning with cross-entropy over all classes seen.
 
-Ours: one student pass over x, x' and x'' together, where the code makes three (only batch normalisation tells them
-apart); heads that grow with the tasks, where the code has outputs for all classes from the start. Logits stored at
-width w are compared in their first w outputs; the mean stays over batch x classes seen, so that this term is the code's
-where the widths agree. Learning rates are SLCA's, who publish none for this method.
+Ours: one student pass over x, x' and x'' together, where the code makes three (remembered; only batch normalisation
+tells them apart); heads that grow with the tasks, where the code has outputs for all classes from the start. Logits
+stored at width w are compared in their first w outputs; the mean stays over batch x classes seen, so that this term is
+the code's where the widths agree. SLCA's table has 84.50 / 91.49 on Split CIFAR-100 (quoted by a third party), below
+its slow learner without replay; its rates, weights and number of images were found nowhere.
 """
 
 from __future__ import annotations
@@ -35,14 +36,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DERHyper(FinetuneHyper):
-    """Mammoth's values for CIFAR-100 with 500 images (read) stand in the comments where ours differ."""
+    """Mammoth's values for CIFAR-100 with 500 images (read) stand in the comments where ours differ. Ours were chosen
+    on held-out training images of digits_photo; for a pre-trained transformer take slow_rate 0.01, as SLCA's stage 1,
+    and try alpha 0.1, 0.3, 0.5 with beta 0.5, 1 (derived)."""
 
-    slow_rate: float = 0.1  # SLCA's stage 1: 0.01. Mammoth: 1, from scratch
+    lr: float = 0.01  # Mammoth: 0.03
     local_softmax: bool = False  # True: the current batch's term over its own classes only; old heads learn by replay
     total: int = 200  # images in the reservoir. Mammoth: 500
-    minibatch_size: int = 32  # images of each of the two draws
-    alpha: float = 0.3  # weight of the stored logits; 0: plain experience replay
-    beta: float = 0.5  # weight of the stored labels; 0: DER
+    minibatch_size: int = 16  # images of each of the two draws. Mammoth: 32 (quoted by a user, for CIFAR-10)
+    alpha: float = 0.1  # weight of the stored logits; 0: plain experience replay. Mammoth: 0.3
+    beta: float = 1.0  # weight of the stored labels; 0: DER. Mammoth: 0.5
     # False: every presentation of an image is an item of the stream, as in the code, so that it can be stored several
     # times with different logits. True: an image is offered in its task's first epoch only, and whenever a stored one
     # comes again in its task its logits are renewed in place: nothing twice, and the reservoir is uniform over images.
@@ -84,8 +87,8 @@ class DER(Finetune):
 
     Hyper = DERHyper
     RECIPES = {
-        "official_code": {"lr": 0.03, "slow_rate": 1.0, "total": 500},  # read: Mammoth, by the paper's authors
-        "mammoth": {"lr": 0.03, "slow_rate": 1.0, "total": 500},
+        "official_code": {"lr": 0.03, "total": 500, "minibatch_size": 32, "alpha": 0.3, "beta": 0.5},  # Mammoth's
+        "mammoth": {"lr": 0.03, "total": 500, "minibatch_size": 32, "alpha": 0.3, "beta": 0.5},  # read
     }
 
     def build(self) -> None:

@@ -3,12 +3,12 @@
 Images arrive once, and a class-balanced store takes them greedily (`memory.Balanced`). Before each evaluation a fresh
 network, the pre-trained backbone and new heads, is trained on the store alone: nothing else passes from task to task.
 The first pass runs at a tenth of the learning rate, then cosine cycles of 1, 2, 4 … passes restart at the full one;
-CutMix (Yun et al., ICCV 2019) mixes half of the batches (read in the official code).
+CutMix (Yun et al., ICCV 2019) mixes half of the batches (read in the official code; off by default).
 
 Ours: SLCA's learning rates in place of the official 0.05, which destroys a pre-trained transformer (derived); a store
 filled as the paper says, where the official code takes the first m images of each class; the LAST pass is what is
-evaluated, where the official code reports the best test accuracy over passes. As a control for generative replay: what
-the stored images are worth without any continual learning.
+evaluated, where the official code reports the best test accuracy over passes. SLCA's table has 81.92 / 89.46 on Split
+CIFAR-100 (remembered). It is also the control of every store of painted images: what they are worth by themselves.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GDumbHyper:
-    """The official code's values (read) stand in the comments where ours differ: our decision for 32 x 32 images,
-    trained backbones and 10 s a run on one thread."""
+    """The official code's values (read) stand in the comments where ours differ: chosen on held-out training images of
+    digits_photo, for 10 s a run on one thread."""
 
-    epochs: int = 16  # passes over the store, for each task; a cycle ends after 2, 4, 8, 16 … GDumb: 64, 128 or 256
+    epochs: int = 8  # passes over the store, for each task; a cycle ends after 2, 4, 8, 16 … GDumb: 64, 128 or 256
     batch_size: int = 16
-    lr: float = 0.01  # GDumb: 0.05, of everything
+    lr: float = 0.01  # GDumb: 0.05
     lowest: float = 0.01  # share of lr at a cycle's end. GDumb: 0.0005 / 0.05
-    slow_rate: float = 0.1  # backbone lr / head lr. GDumb: 1. SLCA's stage 1: 0.01
+    slow_rate: float = 1.0  # backbone lr / head lr. SLCA's stage 1, for a pre-trained transformer: 0.01
     momentum: float = 0.9
     weight_decay: float = 1e-6
     clip: float = 10.0  # norm of all gradients together; 0: not clipped
-    cutmix: float = 0.5  # probability, of each batch
+    cutmix: float = 0.0  # probability, of each batch. GDumb: 0.5; a box of another photograph hides a digit
     total: int = 200  # images in the store
     recipe: str = "digits"  # transforms, see cilkit.data.transforms
     image_size: int = 0  # pixels on a side, for recipes that resize; 0: the backbone's own
@@ -71,7 +71,7 @@ class GDumb(Finetune):
     Hyper = GDumbHyper
     protocols = ("class",)  # balanced over classes, the store would keep the first domain alone
     RECIPES = {
-        "official_code": {"epochs": 256, "lr": 0.05, "slow_rate": 1.0},  # read
+        "official_code": {"epochs": 256, "lr": 0.05, "cutmix": 0.5},  # read
         "mammoth": {"cutmix": 1.0},  # read; its plain reservoir and its training after the last task only are left out
     }
 
