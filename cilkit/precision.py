@@ -7,9 +7,9 @@ backward pass (SDPA) adds in no fixed order, so that runs agree closely there, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cilkit.errors import UserError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from cilkit.backbones import Backbone
 
+T = TypeVar("T")
 PRECISIONS = ("float32", "bf16")
 
 
@@ -82,6 +83,30 @@ def _optimiser(name: str, groups: Any, device: torch.device, settings: dict[str,
 
     fused = True if torch.device(device).type == "cuda" else None  # None: torch's own choice, whose bits stay
     return getattr(torch.optim, name)(groups, fused=fused, **settings)
+
+
+def on_own_stream(prepare: Callable[..., T], device: torch.device) -> Callable[..., T]:
+    """`prepare`, which makes a tensor or an object with tensors, on a stream of its own where the device is a GPU.
+
+    Its copies to the GPU wait for the work queued before them. Beside the steps, not behind them, that is almost
+    nothing, and the next batch is ready when a step ends. What comes out is complete: any stream may use it.
+    """
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return prepare
+    own, main = torch.cuda.Stream(device), torch.cuda.default_stream(device)
+
+    def prepared(*arguments: Any, **named: Any) -> T:
+        with torch.cuda.stream(own):
+            made = prepare(*arguments, **named)
+        own.synchronize()
+        for value in (made,) if isinstance(made, torch.Tensor) else vars(made).values():
+            if isinstance(value, torch.Tensor):
+                value.record_stream(main)  # else its memory could be given away while queued steps still read it
+        return made
+
+    return prepared
 
 
 def attention_without_sdpa(model: torch.nn.Module) -> list[str]:

@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 from cilkit import attachments, backbones, precision
 from cilkit.errors import UserError
+from cilkit.learners import Batch
 
 CPU = torch.device("cpu")
 
@@ -128,6 +130,40 @@ def test_on_a_gpu_they_are_fused(monkeypatch):
     monkeypatch.setattr(torch.optim, "SGD", lambda groups, **settings: asked.update(settings))
     precision.sgd([], torch.device("cuda"), lr=0.1)
     assert asked == {"fused": True, "lr": 0.1}
+
+
+def test_on_a_cpu_a_batch_is_prepared_as_it_is():
+    assert precision.on_own_stream(len, CPU) is len
+
+
+def test_on_a_gpu_a_batch_is_complete_and_kept_from_reuse(monkeypatch):
+    happened = []
+
+    class Stream:
+        def __init__(self, device) -> None:
+            self.device = device
+
+        def synchronize(self) -> None:
+            happened.append("complete")
+
+    @contextmanager
+    def inside(stream):
+        happened.append("begin")
+        yield
+        happened.append("end")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", inside)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: "main")
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: happened.append((stream, len(tensor))))
+
+    def prepare(n):
+        happened.append("prepare")
+        return Batch(torch.zeros(n, 3), torch.zeros(n))
+
+    batch = precision.on_own_stream(prepare, torch.device("cuda"))(5)
+    assert len(batch.images) == 5
+    assert happened == ["begin", "prepare", "end", "complete", ("main", 5), ("main", 5)]
 
 
 def test_a_training_step_never_waits():
