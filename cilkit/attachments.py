@@ -168,7 +168,7 @@ def prompts(backbone: Backbone, name: str, length: int = 5, deep: bool = False, 
 
 
 class ScaleShift(nn.Module):
-    """scale * y + shift, a factor and a term a channel, on one operation's output y (SSF, Lian et al. 2022, Eq. 2)."""
+    """scale * y + shift, a factor and a term a channel, on one operation's output y (SSF, Lian et al. 2022)."""
 
     def __init__(self, channels: int, std: float, spatial: bool, generator: torch.Generator) -> None:
         super().__init__()

@@ -141,7 +141,7 @@ def test_prompts_stand_behind_the_class_token_and_leave_no_token_behind(vit, ima
 
 
 def test_ssf_is_another_weight_bias_and_norm_in_every_place(vit, images):
-    """Scale and shift can be merged into what comes before them (the paper's Sec. 3.3)."""
+    """Scale and shift can be merged into what comes before them (the paper's re-parameterisation)."""
     part = attachments.ssf(vit, "part", seed=3)
     expected = features(vit, images)
     model, kinds = vit.model, (torch.nn.Linear, torch.nn.Conv2d, torch.nn.LayerNorm)

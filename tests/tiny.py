@@ -47,6 +47,7 @@ CASES: dict[str, dict] = {
     "der": {"total": 12, "minibatch_size": 6},  # full within the first task
     "gdumb": {"total": 20},
     "nearest_mean": {},
+    "ranpac": {"projection": 40},
     "slca": {"epochs": 2, "align_epochs": 2, "align_per_class": 16},
 }
 TINY = {"epochs": 2, "milestones": (1,), "batch_size": 8, "recipe": "shift"}

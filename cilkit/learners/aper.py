@@ -10,23 +10,16 @@ Values read there for ViT-B/16: SGD 0.01, momentum 0.9, weight decay 5e-4, 20 ep
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cilkit.learners.first_task import FirstTask, FirstTaskHyper
+from cilkit.learners.first_task import FirstTask
 from cilkit.learners.simplecil import SimpleCIL
 
 if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class APERHyper(FirstTaskHyper):
-    """Those of the first task; see `FirstTaskHyper`."""
-
-
 class APER(FirstTask, SimpleCIL):
-    Hyper = APERHyper
     keeps_plain = True
 
     @property

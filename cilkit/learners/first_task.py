@@ -33,7 +33,7 @@ class FirstTaskHyper:
     phase1: str = "ssf"  # what learns: "none", "adapter", "ssf", "prompts" (of transformers), "finetune": the backbone
     epochs: int = 6  # of the first task. RanPAC, APER: 20
     batch_size: int = 32  # RanPAC, APER: 48
-    lr: float = 0.01  # of everything that learns; a cosine's half period down to 0
+    lr: float = 0.05  # of everything that learns; half a cosine down to 0. RanPAC, APER: 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
     bottleneck: int = 64  # of adapters

@@ -65,26 +65,24 @@ class RanPAC(FirstTask, SimpleCIL):
         import torch
 
         super().build()
-        self.dtype, self.projection = getattr(torch, self.hyper.dtype), None
-        width = self.hyper.projection or self.dim
+        self.width, self.projection = self.hyper.projection or self.dim, None
+        self.place = {"dtype": getattr(torch, self.hyper.dtype), "device": self.backbone.device}
         if self.hyper.projection:
             generator = torch.Generator().manual_seed(derive(self.seed_init, "projection"))
-            self.projection = self._placed(torch.randn(self.dim, width, generator=generator))  # (dim, M)
-        self.gram, self.cross = self._placed(torch.zeros(width, width)), self._placed(torch.zeros(width, 0))
+            self.projection = torch.randn(self.dim, self.width, generator=generator).to(**self.place)  # (dim, M)
+        self.gram, self.cross = torch.zeros(0, 0, **self.place), torch.zeros(0, 0, **self.place)  # until a task is over
         self.ridges: list[float] = []
 
     def end_task(self, task: Task) -> None:
-        import torch
-
         self._arrived: list[tuple[np.ndarray, np.ndarray]] = []
         super().end_task(task)
         features, labels = (np.concatenate(parts) for parts in zip(*self._arrived, strict=True))
         self._arrived = []
-        new = self.cross.new_zeros(len(self.cross), len(task.classes))
-        self.cross = torch.cat([self.cross, new], 1)  # (M, seen)
         gram, cross = self._moments(features, labels)
-        self.gram += gram
-        self.cross += cross
+        if self.ridges:
+            gram += self.gram
+            cross[:, : self.cross.shape[1]] += self.cross
+        self.gram, self.cross = gram, cross
         self.ridges.append(self.hyper.ridge or self._search(task, features, labels))
 
     def add(self, features: np.ndarray, labels: np.ndarray) -> None:
@@ -99,9 +97,9 @@ class RanPAC(FirstTask, SimpleCIL):
         kept, held = np.split(order, [int(0.8 * len(order))])
         if not len(kept):
             raise UserError(f"task {task.index + 1} has one image; the search for lambda needs two: give `ridge`")
-        asked = self._inputs(features[held]), self._targets(labels[held])
-        if len(kept) < len(self.gram):
-            errors = ridge.losses_dual(self._inputs(features[kept]), self._targets(labels[kept]), *asked)
+        asked = self._pair(features[held], labels[held])
+        if len(kept) < self.width:
+            errors = ridge.losses_dual(*self._pair(features[kept], labels[kept]), *asked)
         else:
             errors = ridge.losses_primal(*self._moments(features[kept], labels[kept]), *asked)
         best = int(errors.argmin())
@@ -115,31 +113,31 @@ class RanPAC(FirstTask, SimpleCIL):
 
     def _moments(self, features: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """H^T H (M, M) and H^T Y (M, seen)."""
-        gram, cross = self.gram.new_zeros(self.gram.shape), self.cross.new_zeros(self.cross.shape)
-        for start in range(0, len(labels), ROWS):
-            rows = slice(start, start + ROWS)
-            inputs = self._inputs(features[rows])
-            gram.addmm_(inputs.T, inputs)
-            cross.addmm_(inputs.T, self._targets(labels[rows]))
-        return gram, cross
-
-    def _inputs(self, features: np.ndarray) -> torch.Tensor:
         import torch
 
-        return self.expand(torch.from_numpy(features).to(self.backbone.device))
+        gram, cross = (torch.zeros(self.width, columns, **self.place) for columns in (self.width, self.seen))
+        for start in range(0, len(labels), ROWS):
+            rows = slice(start, start + ROWS)
+            inputs, targets = self._pair(features[rows], labels[rows])
+            gram.addmm_(inputs.T, inputs)
+            cross.addmm_(inputs.T, targets)
+        return gram, cross
 
-    def _targets(self, labels: np.ndarray) -> torch.Tensor:
+    def _pair(self, features: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """H (n, M) and one-hot Y (n, seen)."""
         import torch
 
         from cilkit.learners import ridge
 
-        return ridge.one_hot(torch.from_numpy(labels).to(self.backbone.device), self.seen, self.dtype)
+        inputs = self.expand(torch.from_numpy(features))
+        labels = torch.from_numpy(labels).to(inputs.device)
+        return inputs, ridge.one_hot(labels, self.seen, inputs.dtype)
 
     def expand(self, features: torch.Tensor) -> torch.Tensor:
         """h (n, M) of features (n, dim)."""
         import torch
 
-        features = features.to(self.dtype)
+        features = features.to(**self.place)
         return features if self.projection is None else torch.relu(features @ self.projection)
 
     def heads(self):
@@ -162,16 +160,13 @@ class RanPAC(FirstTask, SimpleCIL):
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
         super().load(state)
-        self.gram, self.cross = (state[name].to(self.gram.device, copy=True) for name in ("gram", "cross"))
+        self.gram, self.cross = (state[name].to(self.backbone.device) for name in ("gram", "cross"))
         self.ridges = state["ridges"].tolist()
 
     def stored_bytes(self) -> dict[str, int]:
         """M^2 + M C numbers, whatever the number of images; the projection can be drawn again."""
         drawn = {} if self.projection is None else {"projection": self.projection.nbytes}
         return super().stored_bytes() | {"G and Q": self.gram.nbytes + self.cross.nbytes} | drawn
-
-    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.backbone.device, self.dtype)
 
 
 LEARNER = RanPAC  # what this file's name stands for
