@@ -55,17 +55,11 @@ class DualPrompt(Prompter):
         "kv_reshape": "a reshape in place of a permutation gives every image the keys and values of other images of "
         "its batch (dualprompt-pytorch, PILOT, Mammoth, HiDe-Prompt; read. The official code is right)",
     }
+    PORTS = {"prompt_low": -1.0, "prompt_high": 1.0}  # of both below (read)
     RECIPES = {
-        "official_code": {"batch_size": 192, "lr": 0.0225, "clip_backbone": True},  # read; CIFAR-100
-        "pilot": {
-            "batch_size": 24,
-            "lr": 0.001,  # nominal; its rule gives lr * 24 / 256
-            "pull": 0.1,
-            "clip": 0.0,
-            "prompt_low": -1.0,
-            "prompt_high": 1.0,
-        },  # read
-        "mammoth": {"batch_size": 128, "lr": 0.015, "prompt_low": -1.0, "prompt_high": 1.0},  # read
+        "official_code": {"batch_size": 192, "lr": 0.0225, "clip_backbone": True},  # on CIFAR-100 (read)
+        "pilot": PORTS | {"batch_size": 24, "lr": 0.001, "pull": 0.1, "clip": 0.0},
+        "mammoth": PORTS | {"batch_size": 128, "lr": 0.015},
     }
 
     @property

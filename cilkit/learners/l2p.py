@@ -33,7 +33,7 @@ class L2PHyper(PromptHyper):
     pull: float = 0.5  # weight of the keys' pull. Official: 1; under Adam it matters through clipping only (derived)
     prompt_low: float = 0.0  # prompts and keys start uniform in low … high
     prompt_high: float = 0.01  # what JAX calls uniform; the ports: -1 … 1
-    prompt_position: bool = False  # whether prompts get the class token's position embedding
+    prompt_position: bool = False  # the class token's position embedding on every prompt, as l2p-pytorch (read)
     training_vote: bool = False  # in training, the batch's majority chooses for every image
 
     def __post_init__(self) -> None:
@@ -48,30 +48,13 @@ class L2P(Prompter):
         "batch_vote": "at test the majority of a batch chooses the prompts of every image, and batches are of one task "
         "or class: it gives the task away (L2P's code and PyTorch port on CIFAR-100, PILOT; read)",
     }
+    PORTS = {"pull": 0.1, "prompt_low": -1.0, "prompt_high": 1.0}  # of both below (read)
     RECIPES = {
-        "official_code": {
-            "length": 10,
-            "chosen": 4,
-            "pull": 1.0,
-            "batch_size": 128,
-            "clip_backbone": True,
-            "training_vote": True,
-        },  # read in its cifar100_l2p configuration
-        "pilot": {
-            "pull": 0.1,
-            "batch_size": 16,
-            "lr": 0.001875,
-            "clip": 0.0,
-            "prompt_low": -1.0,
-            "prompt_high": 1.0,
-            "training_vote": True,
-        },  # read
-        "mammoth": {
-            "pull": 0.1,
-            "batch_size": 128,
-            "prompt_low": -1.0,
-            "prompt_high": 1.0,
-        },  # read; its "best" configuration has pull 0.5, and votes
+        # Read in its cifar100_l2p configuration.
+        "official_code": {"length": 10, "chosen": 4, "pull": 1.0, "batch_size": 128, "lr": 0.015}
+        | {"clip_backbone": True, "training_vote": True},
+        "pilot": PORTS | {"batch_size": 16, "lr": 0.001875, "clip": 0.0, "training_vote": True},
+        "mammoth": PORTS | {"batch_size": 128, "lr": 0.015},  # its "best" configuration has pull 0.5, and votes
     }
 
     def build(self) -> None:
