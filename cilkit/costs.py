@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cilkit.backbones import Backbone
-    from cilkit.data import Stream
+    from cilkit.data import Stream, Task
     from cilkit.learners import Learner
 
 BACKWARD = ("student", "fisher")  # kinds of passes that are followed by a backward pass
@@ -47,15 +47,21 @@ def meta(arch: str, model_args: dict[str, Any] | None = None) -> Backbone:
 
 
 def counted(learner: Learner, stream: Stream) -> Cost:
-    """The cost of a stream, counted on two images of the first task. The learner, fresh, is used up by this."""
+    """The cost of a stream. The learner, fresh, is used up by this."""
     images = {kind: count for kind, count in learner.declared(stream).items() if count}
-    task = stream[0]
+    flops = per_image(learner, stream[0])
+    return Cost(images, {kind: flops[kind] for kind in images})
+
+
+def per_image(learner: Learner, task: Task) -> dict[str, int]:
+    """Operations of one image, by kind, counted at the beginning of a task. The learner, fresh, is used up by this."""
+    from cilkit.backbones import KINDS
+
     learner.sizes.append(len(task.classes))
     plain, _ = _operations(learner.backbone, learner, "teacher")
     learner.begin_task(task)
     forward, backward = _operations(learner.embed if learner.needs else learner.backbone, learner, "student")
-    flops = {kind: forward if kind in OWN_WAY else plain for kind in images}
-    return Cost(images, {kind: flops[kind] + backward * (kind in BACKWARD) for kind in images})
+    return {kind: (forward if kind in OWN_WAY else plain) + backward * (kind in BACKWARD) for kind in KINDS}
 
 
 def _operations(embed, learner: Learner, kind: str) -> tuple[int, int]:
