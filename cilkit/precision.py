@@ -1,8 +1,8 @@
 """How numbers are kept and kernels chosen: bf16 autocast, fused optimisers, `torch.compile`, and steps that never wait.
 
 Our decision throughout: weights, gradients, features, heads and losses stay float32; only the backbone's forward and
-backward pass may run in bfloat16. Nothing here changes a bit of a float32 run on a CPU. On a GPU, the attention's
-backward pass (SDPA) adds in no fixed order, so that runs agree closely there, and bit for bit here.
+backward pass may run in bfloat16. Nothing here changes a bit of a float32 run on a CPU. On a GPU the attention's
+backward pass adds in no fixed order (remembered): runs agree closely there, and bit for bit only on a CPU.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def prepare(backbone: Backbone, precision: str = "float32", compile: bool = Fals
     """The backbone itself, told how to run.
 
     precision: "bf16" runs its forward pass under autocast, on a CPU too; its features come out float32.
-    compile:   `torch.compile`, block by block where it is a transformer, so that what calls the blocks one by one
-               (prompts) gains as well and equal blocks are compiled once. The first steps then take a minute or so.
-               Rounding differs. Names in its state_dict, and copies of it, stay as they are.
+    compile:   `torch.compile`, block by block where it is a transformer: equal blocks are compiled once. The first
+               steps take longer; rounding differs; its names in state_dict, and copies of it, stay as they are. Prompts
+               gain nothing: they hook into blocks anew for every batch, and such blocks soon run uncompiled.
     UserError for an unknown precision, and where the GPU has no bfloat16 of its own.
     """
     import torch

@@ -1,6 +1,6 @@
 """What a GPU makes of a training step and of a whole SLCA run: ViT-B/16, 224 pixels, batch 128, Split CIFAR-100.
 
-    python perf/gpu.py [--out perf/gpu_CARD.md] [--whole]          # under 8 minutes; --whole: about 12
+    python perf/gpu.py [--out perf/gpu_CARD.md] [--whole]          # under 8 minutes; --whole: about 10
     python perf/gpu.py --tiny                                      # anywhere, in seconds: the same code, toy sizes
 
 1. The card's bf16 rate on the step's own matrix products: every linear layer's (and the patch embedding's) forward

@@ -1,7 +1,7 @@
 """A whole SLCA run against a straightforward implementation of the same mathematics: real images and weights, 2 cores.
 
     python scripts/real_subsets.py --data BUNDLES --out data/subsets
-    python perf/slca_run.py [--subsets data/subsets] [--classes 18] [--images 100] [--epochs 5] [--size 64] [--seeds 3]
+    python perf/slca_run.py [--subsets data/subsets] [--classes 12] [--images 100] [--epochs 5] [--size 64] [--seeds 3]
 
 CIFAR-100 subset, class-incremental, MobileNetV2 with ImageNet weights. `straightforward` below does what the public
 code does, the way it does it: images transformed one by one with Pillow and torchvision in DataLoader workers that are
@@ -289,8 +289,8 @@ def report(found: dict[str, list[dict]]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--subsets", type=Path, default=Path("data/subsets"), help="what scripts/real_subsets.py wrote")
-    parser.add_argument("--classes", type=int, default=18)
-    parser.add_argument("--increment", type=int, default=6)
+    parser.add_argument("--classes", type=int, default=12)
+    parser.add_argument("--increment", type=int, default=4)
     parser.add_argument("--images", type=int, default=100, help="training images a class, at most 120")
     parser.add_argument("--epochs", type=int, default=5, help="a task; the paper has 20")
     parser.add_argument("--size", type=int, default=64, help="pixels on a side")
