@@ -67,6 +67,11 @@ def run_stream(
             f"learner {learner.name!r} is not defined for {stream.protocol}-incremental streams "
             f"(only {', '.join(learner.protocols)}); choose another learner or another protocol"
         )
+    if look_ahead and learner.passes > 1:
+        raise UserError(
+            f"look_ahead measures a backbone's features, and learner {learner.name!r} reads an image in "
+            f"{learner.passes} passes; set look_ahead to false"
+        )
     outputs.plan([0], [1], 1, 0, 0, cap, keep)  # a misspelt `keep` is refused before any work
     record = _Record(learner, stream, folder, scratch, keep, cap, look_ahead, phases, every)
     record.resume()
@@ -267,6 +272,7 @@ class _Record:
                 "found": sorted(learner.found),
             },
             "stored_bytes": learner.stored_bytes(),
+            "notes": learner.notes(),
             "keep": {"logits": keep.logits, "features": keep.features, "backbone": keep.backbone},
             "losses": self.losses,
         } | ({"look_ahead": self.ahead} if self.ahead else {})

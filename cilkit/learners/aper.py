@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 class APER(FirstTask, SimpleCIL):
     keeps_plain = True
+    passes = 2
 
     @property
     def dim(self) -> int:

@@ -88,6 +88,7 @@ class Learner:
     linear_heads = False
     leaks: dict[str, str] = {}
     RECIPES: dict[str, dict[str, Any]] = {}
+    passes = 1  # forward passes that `embed` takes for an image
     test_batch = 256  # images at a time in eval mode; never changes an answer
 
     def __init__(self, backbone: Backbone, *, seed_init: int = 0, seed_data: int = 0, **hyper: Any) -> None:
@@ -222,6 +223,10 @@ class Learner:
 
     def stored_bytes(self) -> dict[str, int]:
         """Bytes kept from task to task beside the backbone and its heads, by what they hold."""
+        return {}
+
+    def notes(self) -> dict[str, Any]:
+        """What the method decided by itself on the way, for the run's record."""
         return {}
 
     # ------------------------------------------------------------ what all learners share

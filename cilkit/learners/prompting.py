@@ -62,6 +62,7 @@ class Prompter(Learner):
     protocols = ("class", "domain")
     needs = "transformer"
     linear_heads = True
+    passes = 2  # the query, and the one with prompts
 
     # ------------------------------------------------------------ what a method gives
 

@@ -163,6 +163,10 @@ class RanPAC(FirstTask, SimpleCIL):
         self.gram, self.cross = (state[name].to(self.backbone.device) for name in ("gram", "cross"))
         self.ridges = state["ridges"].tolist()
 
+    def notes(self) -> dict:
+        """The strength of the ridge that each task chose."""
+        return {"ridge": [float(value) for value in self.ridges]}
+
     def stored_bytes(self) -> dict[str, int]:
         """M^2 + M C numbers, whatever the number of images; the projection can be drawn again."""
         drawn = {} if self.projection is None else {"projection": self.projection.nbytes}
