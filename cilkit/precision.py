@@ -31,9 +31,9 @@ def prepare(backbone: Backbone, precision: str = "float32", compile: bool = Fals
     """The backbone itself, told how to run.
 
     precision: "bf16" runs its forward pass under autocast, on a CPU too; its features come out float32.
-    compile:   `torch.compile`, block by block where it is a transformer: equal blocks are compiled once. The first
-               steps take longer; rounding differs; its names in state_dict, and copies of it, stay as they are. Prompts
-               gain nothing: they hook into blocks anew for every batch, and such blocks soon run uncompiled.
+    compile:   `torch.compile`, block by block where it is a transformer: equal blocks are compiled once, and once more
+               with what hooks in later (LoRA, prompts). The first steps take longer; rounding differs; its names in
+               state_dict, and copies of it, stay as they are.
     UserError for an unknown precision, and where the GPU has no bfloat16 of its own.
     """
     import torch
