@@ -82,8 +82,13 @@ def _composed(plugin: type, base: type[Learner], name: str) -> type[Learner]:
 
 
 def leaks_of(learner: str | type[Learner]) -> dict[str, str]:
-    """The leaks that a learner names, with those of everything it is made of."""
-    return functools.reduce(lambda known, c: known | vars(c).get("leaks", {}), reversed(find(learner).__mro__), {})
+    """The leaks that a learner names, with those of everything it is made of; `leaks = {}` says that a class has none
+    of those it would inherit."""
+    known: dict[str, str] = {}
+    for part in reversed(find(learner).__mro__):
+        own = vars(part).get("leaks")
+        known = known if own is None else known | own if own else {}
+    return known
 
 
 def recipes_of(learner: str | type[Learner]) -> dict[str, dict[str, Any]]:
