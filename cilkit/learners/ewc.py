@@ -45,7 +45,7 @@ class EWCHyper(SlowLearnerHyper):
 
     penalty: float = 100.0  # lambda: PyCIL 1000, FACIL 5000; search 1e1 … 1e6 with one-image gradients. 0: slow learner
     fisher: str = "each"  # image's gradient squared; "weighted" by p(y | x) (mammoth); "batch": its mean gradient's
-    fisher_images: int = 1000  # of a task at most, drawn without replacement; 0: all of them
+    fisher_images: int = 200  # of a task at most, drawn without replacement; 0: all. ViT-B: 1000 (our decision)
     fisher_labels: str = "true"  # (PyCIL, mammoth), "sampled" from the network (the Fisher itself), "argmax" (FACIL)
     fisher_ceiling: float = 0.0  # no element of F_new above this. PyCIL 1e-4; 0: none
     merge: str = "average"  # F <- a F + (1 - a) F_new; "classes": a = old classes / all; "sum": F + F_new (mammoth)
