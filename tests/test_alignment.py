@@ -297,6 +297,8 @@ def test_wrong_switches_are_one_sentence():
         learners.settings("slca", {"align_also": ["unscale"]})
     with pytest.raises(UserError, match="statistics is 'whole'"):
         learners.settings("slca", {"statistics": "whole"})
+    with pytest.raises(UserError, match="temperature -1 do not make an alignment"):
+        learners.settings("slca", {"temperature": -1.0})
     with pytest.raises(UserError, match="rank 17 does not fit statistics of 16 features"):
         learners.create("slca", tiny.backbone(), statistics="low_rank", rank=17)
 

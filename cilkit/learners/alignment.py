@@ -58,6 +58,11 @@ class AlignmentHyper:
                 )
         if self.statistics not in KINDS:
             raise UserError(f"statistics is {self.statistics!r}; expected one of {', '.join(KINDS)}")
+        if self.align_epochs < 0 or self.align_per_class < 1 or self.temperature < 0:
+            raise UserError(
+                f"align_epochs {self.align_epochs}, align_per_class {self.align_per_class} and temperature "
+                f"{self.temperature:g} do not make an alignment; epochs and temperature are 0 or more, samples 1 or more"
+            )
 
 
 class Alignment:
@@ -84,7 +89,8 @@ class Alignment:
                 f"alignment needs linear heads over the features (learners.heads.TaskHeads), and {base.__name__} has "
                 "none; leave '+alignment' out, or choose a learner such as slow_learner"
             )
-        both = {field.name for field in fields(cls.Hyper)} & {field.name for field in fields(base.Hyper)}
+        ours, theirs = ({field.name for field in fields(hyper)} for hyper in (cls.Hyper, base.Hyper))
+        both = ours & theirs
         if both:
             raise UserError(
                 f"alignment and {base.__name__} both have a parameter {sorted(both)[0]!r}; rename the learner's"
@@ -223,9 +229,9 @@ def align(
     scales = mean_scales(sizes, legacy_task_index) if mean_scaling else np.ones(len(tasks))
     ages = torch.from_numpy(len(sizes) - 1 - tasks).to(device)  # (seen,)
     sampler = GaussianSampler(statistics, scales, device)
-    for epoch in range(epochs):
-        generator = torch.Generator(device).manual_seed(derive(seed, len(sizes), epoch, "alignment"))
-        features, labels = sampler.draw(per_class, generator)
+
+    def one_epoch(generator: torch.Generator) -> float:  # a function, so that one epoch's samples go before the next's
+        features, labels = sampler.draw(per_class, generator)  # (seen * per_class, dim)
         if feature_scale:
             shrink(features, ages[labels], feature_scale, generator)
         steps = torch.randperm(len(labels), generator=generator, device=device).split(per_class)
@@ -236,8 +242,12 @@ def align(
             loss.backward()
             optimiser.step()
             total += loss.detach()
+        return float(total) / len(steps)
+
+    for epoch in range(epochs):
+        seeded = torch.Generator(device).manual_seed(derive(seed, len(sizes), epoch, "alignment"))
+        mean = one_epoch(seeded)
         schedule.step()
-        mean = float(total) / len(steps)
         if not np.isfinite(mean):
             raise UserError(
                 f"the alignment loss is {mean} in epoch {epoch + 1} after task {len(sizes)}; "
