@@ -61,7 +61,7 @@ class AlignmentHyper:
         if self.align_epochs < 0 or self.align_per_class < 1 or self.temperature < 0:
             raise UserError(
                 f"align_epochs {self.align_epochs}, align_per_class {self.align_per_class} and temperature "
-                f"{self.temperature:g} do not make an alignment; epochs and temperature are 0 or more, samples 1 or more"
+                f"{self.temperature:g} do not make an alignment; epochs and temperature: 0 or more, samples: 1 or more"
             )
 
 
