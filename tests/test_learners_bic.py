@@ -201,9 +201,16 @@ def test_it_goes_on_from_a_saved_state_bit_for_bit(stream):
 
 
 def test_bad_settings_and_too_few_images_are_refused_in_one_sentence(stream):
-    for bad in ({"local_softmax": True}, {"validation": 1.0}, {"per_class": 1}):
-        with pytest.raises(UserError, match="BiC needs" if "per_class" in bad else next(iter(bad))):
+    over_all = {"leaks": ("softmax_over_all",)}
+    for bad, why in (
+        ({"local_softmax": True}, "by design"),
+        (over_all, "by design"),
+        ({"per_class": 1}, "BiC needs two"),
+    ):
+        with pytest.raises(UserError, match=why):
             create(**bad)
+    with pytest.raises(UserError, match="validation is 1"):
+        create(validation=1.0)
     with pytest.raises(UserError, match="total 5 leaves 1 exemplar for each of 6 classes"):
         learn(create(per_class=0, total=5), stream)
     with pytest.raises(UserError, match="has 1 training image; BiC needs two a class"):

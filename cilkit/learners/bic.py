@@ -13,10 +13,10 @@ the network stands still, and b and g alone are learnt from a small balanced set
 
 Images are classified with the newest block corrected: older corrections were distilled into the network.
 
-Ours: stage 2 reads logits that were computed once, and shares the pass that herding needs. A class gives up a tenth of
-its room among the exemplars, one image at least, when it is new (released code: for each class the number that fits the
-first task). Exemplars are herded once, as iCaRL's, where the released code herds anew after every task. Stage 2 has
-batch normalisation in eval mode. The optimiser is that of SLCA's first stage; exemplar counts, learning rates and
+Ours: stage 2 reads logits that were computed once, and shares the pass that herding needs. A new class gives up a tenth
+of its room among the exemplars, or of its images where they are fewer, but one at least (released code: each class what
+would fit the first task). Exemplars are herded once, as iCaRL's; the released code herds anew after every task. Stage 2
+has batch normalisation in eval mode. The optimiser is that of SLCA's first stage; exemplar counts, learning rates and
 weights of SLCA's BiC rows were found nowhere (88.45 / 93.37 on Split CIFAR-100, quoted by a third party).
 """
 
@@ -57,8 +57,8 @@ class BiCHyper(SlowLearnerHyper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.local_softmax:
-            raise UserError("local_softmax is True; BiC compares old and new classes in one softmax, leave it out")
+        if self.local_softmax or "softmax_over_all" in self.leaks:
+            raise UserError("BiC's softmax is over all classes by design; leave local_softmax and softmax_over_all out")
         if not 0 < self.validation < 1:
             raise UserError(f"validation is {self.validation:g}; expected a share between 0 and 1, such as 0.1")
         if self.total < 0 or (self.total == 0 and self.per_class < 2):
@@ -83,6 +83,7 @@ class BiC(SlowLearner):
         "below 3.62 (PyCIL, read)",
         "inverted_mixing": "cross-entropy weighs l and distillation (1 - l) T^2 (mammoth, read)",
     }
+    # "pilot": PyCIL. Not followed: mammoth's stage 2 by Adam, its exemplars (first batches, total / t).
     RECIPES = {
         "official_code": {"weight_decay": 1e-4, "weight_decay_tasks": 10},
         "pilot": {"cumulative": True, "bias_epochs": 170, "weight_decay": 2e-4, "leaks": ("double_softmax",)},
@@ -179,8 +180,8 @@ class BiC(SlowLearner):
         aside = np.isin(task.fresh.index, self.aside.index)
         if self.known:
             old = self.held.of(task.fresh)
-            seen = np.concatenate([self.features(old, "statistics"), features[aside]])
-            self.corrections[-1] = self.stage_two(seen, np.append(old.labels, task.fresh.labels[aside]), task)
+            balanced = np.concatenate([self.features(old, "statistics"), features[aside]])
+            self.corrections[-1] = self.stage_two(balanced, np.append(old.labels, task.fresh.labels[aside]), task)
         held = min(len(self.aside) // len(task.classes), self.validating(self.seen, len(task.fresh)))
         learnt = self.memory.room(self.seen) - held
         for label in task.classes:

@@ -18,6 +18,7 @@ stays below 2 (derived); above that the penalty is the first loss to diverge.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,7 @@ class EWC(SlowLearner):
     """
 
     Hyper = EWCHyper
-    # What these codes do beside: PyCIL takes the gradients in training mode and over all logits.
+    # "pilot": PyCIL. Not followed: its Fisher information is taken in training mode and over all logits.
     RECIPES = {
         "pilot": {"penalty": 1000.0, "fisher": "batch", "fisher_ceiling": 1e-4, "merge": "classes", "fisher_images": 0},
         "mammoth": {"fisher": "weighted", "merge": "sum", "local_softmax": False, "fisher_images": 0},
@@ -140,7 +141,7 @@ class EWC(SlowLearner):
         random = np.random.default_rng(derive(self.seed_data, task.index, "fisher images"))
         return images.select(np.sort(random.permutation(len(images))[:limit]))
 
-    def seen_once(self, images: ImageSet):
+    def seen_once(self, images: ImageSet) -> Iterator[Batch]:
         """Batches of these images, in order and without augmentation."""
         import torch
 

@@ -49,7 +49,7 @@ class LwF(SlowLearner):
     """The slow learner, taught its old answers. distillation = 0 is the slow learner, bit for bit."""
 
     Hyper = LwFHyper
-    # mammoth has a warm-up of the new head and asks the teacher once, about images without augmentation, as well.
+    # "pilot": PyCIL. Not followed: mammoth warms the new head up, and asks its teacher once, about unaugmented images.
     RECIPES = {
         "pilot": {"distillation": 3.0, "old_heads": "trained"},
         "mammoth": {"distillation": 0.5, "local_softmax": False},
