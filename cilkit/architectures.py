@@ -29,19 +29,31 @@ class Weights:
     arch:       timm's name; with a weight tag, timm fetches the weights unless a file is given.
     fresh_norm: the final LayerNorm is replaced by a new one (weight 1, bias 0, eps 1e-5), which is trained.
     file:       what file to bring where timm has no such weights; "" where it has.
+    paradigm:   how and on what they were trained, for the table that compares just that; "" in a paper's own variant.
     """
 
     arch: str
     fresh_norm: bool = False
     file: str = ""
+    paradigm: str = ""
 
 
-# The checkpoints and the fresh norm are read in SLCA's code (convs/vits.py); timm's names for them are remembered.
+MOCOV3 = "mocov3-vit-base-300ep.pth"  # timm has no tag for it
+
 WEIGHTS: dict[str, Weights] = {
+    # The checkpoints and the fresh norm are read in SLCA's code (convs/vits.py); augreg_in21k is that file (read in
+    # timm's configuration).
     "slca_vit_b16_in21k": Weights("vit_base_patch16_224.augreg_in21k", fresh_norm=True),
-    "slca_vit_b16_mocov3": Weights("vit_base_patch16_224", fresh_norm=True, file="mocov3-vit-base-300ep.pth"),
+    "slca_vit_b16_mocov3": Weights("vit_base_patch16_224", fresh_norm=True, file=MOCOV3),
     # `vit_base_patch16_224` of timm 0.6, which PILOT and RanPAC name: ImageNet-21k, then fine-tuned on ImageNet-1k.
     "pilot_vit_b16_in1k": Weights("vit_base_patch16_224.augreg_in21k_ft_in1k"),
+    # One network, six ways to pre-train it: the axis of params/sweeps/paradigms.yaml. Final norms as they come.
+    "vit_b16_in21k": Weights("vit_base_patch16_224.augreg_in21k", paradigm="supervised, ImageNet-21k"),
+    "vit_b16_in1k": Weights("vit_base_patch16_224.augreg_in1k", paradigm="supervised, ImageNet-1k"),
+    "vit_b16_dino": Weights("vit_base_patch16_224.dino", paradigm="DINO, ImageNet-1k"),
+    "vit_b16_mae": Weights("vit_base_patch16_224.mae", paradigm="masked autoencoder, ImageNet-1k"),
+    "vit_b16_clip": Weights("vit_base_patch16_clip_224.openai", paradigm="CLIP, OpenAI's image-text pairs"),
+    "vit_b16_mocov3": Weights("vit_base_patch16_224", file=MOCOV3, paradigm="MoCo v3, ImageNet-1k"),
 }
 
 

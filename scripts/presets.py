@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 import json
 import sys
 import textwrap
@@ -24,6 +25,7 @@ import numpy as np
 from cilkit import architectures, backbones, costs, learners, published
 from cilkit.data import Benchmark, ImageSet, Stream, catalogue
 from cilkit.data.streams import increments_of
+from cilkit.road import learning
 from cilkit.road.inputs import parameters_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,10 +53,14 @@ def experiments() -> list[Path]:
 
 def hyper(name: str, values: dict[str, Any]) -> dict[str, Any]:
     """What notebook 04 hands this learner of a file's values."""
-    declared = learners.settings(name, {})
-    return {key: value for key, value in values.items() if key in declared and key != "keep"} | values["own"].get(
-        name, {}
-    )
+    declared = learners.settings(name, {}).keys() - taken()
+    return {key: values[key] for key in values if key in declared} | values["own"].get(name, {})
+
+
+@functools.cache
+def taken() -> set[str]:
+    """The names that the road reads itself: of streams and of runs."""
+    return {name for verb in (learning.stream, learning.run) for name in inspect.signature(verb).parameters}
 
 
 # ---------------------------------------------------------------- expected

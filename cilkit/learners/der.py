@@ -86,7 +86,6 @@ class DER(Finetune):
     """memory: place, bytes, label and width of each stored image; logits: float32 (total, seen), zero beyond width."""
 
     Hyper = DERHyper
-    leaks = {}  # its cross-entropy is over all classes by design
     RECIPES = {
         "official_code": {"lr": 0.03, "total": 500, "minibatch_size": 32, "alpha": 0.3, "beta": 0.5},  # Mammoth's
         "mammoth": {"lr": 0.03, "total": 500, "minibatch_size": 32, "alpha": 0.3, "beta": 0.5},  # read

@@ -41,6 +41,8 @@ class FinetuneHyper:
 
     def __post_init__(self) -> None:
         check_norm_statistics(self.norm_statistics)
+        if "softmax_over_all" in self.leaks and not self.local_softmax:
+            raise UserError("the leak 'softmax_over_all' changes nothing where local_softmax is False; leave it out")
         if self.slow_rate == 0 and self.norm_statistics == "batch":
             raise UserError("slow_rate 0 freezes the backbone; leave norm_statistics at 'auto' with it")
 

@@ -70,6 +70,7 @@ class Mixed(Batch):
 class GDumb(Finetune):
     Hyper = GDumbHyper
     leaks = {}  # every head is new in every task
+    linear_heads = False  # nothing to align: its network starts again in every task, and old statistics are of another
     protocols = ("class",)  # balanced over classes, the store would keep the first domain alone
     RECIPES = {
         "official_code": {"epochs": 256, "lr": 0.05, "cutmix": 0.5},  # read
