@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from cilkit import architectures, backbones, costs, learners, published
 from cilkit.data import Benchmark, ImageSet, Stream, catalogue
@@ -66,11 +67,16 @@ def taken() -> set[str]:
 # ---------------------------------------------------------------- expected
 
 
+@functools.cache
+def quoted() -> pd.DataFrame:
+    return published.table()
+
+
 def expected(values: dict[str, Any]) -> list[str]:
     """Lines with the published rows of a file's learners on its benchmark, each value once."""
     wanted = [name.partition("+")[0] for name in values["own"]]
     wanted += [more for name in wanted for more in BESIDE.get(name, [])]
-    numbers = published.table()
+    numbers = quoted()
     self_supervised = "mocov3" in values["backbone"]
     tables = (
         numbers["table"].eq("slca_mocov3") if self_supervised else ~numbers["table"].isin({"slca_mocov3", *ELSEWHERE})

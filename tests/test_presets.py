@@ -1,0 +1,179 @@
+"""Experiments: a parameter file is what its notebook and its learners take, and its header says where it is from."""
+
+import importlib
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from cilkit import architectures, backbones, learners, published
+from cilkit.road.inputs import parameters_of
+from cilkit.workbook import parameters
+
+HOME = Path(__file__).resolve().parent.parent
+PARAMS = HOME / "params"
+FILES = sorted([*PARAMS.glob("04_slca/**/*.yaml"), *PARAMS.glob("05_generative_replay/**/*.yaml")])
+SWEEPS = sorted(PARAMS.glob("sweeps/*.yaml"))
+TAGS = ("read", "quoted", "third-party", "remembered", "derived", "ours")
+TAGGED = re.compile(rf"\[({'|'.join(TAGS)})[\];]")
+PLUMBING = {"benchmark", "base", "learners", "own", "joint_learner"}  # the question asked, not how it is answered
+
+
+def script(name):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(HOME / "scripts")
+        return importlib.import_module(name)
+
+
+presets = script("presets")
+EXPERIMENTS = presets.experiments()
+
+
+def named(paths):
+    return pytest.mark.parametrize("path", paths, ids=lambda path: f"{path.parent.name}/{path.stem}")
+
+
+@named(FILES)
+def test_the_notebook_and_every_learner_take_what_a_file_holds(path):
+    values = parameters_of(path)  # the parameters cell: unknown names and wrong types are refused
+    if "arms" in values:
+        known = learners.settings(values["learner"], {})
+        given = {name: value for name, value in values.items() if name in known}
+        for changes in values["arms"].values():
+            learners.settings(values["learner"], given | changes)
+        return
+    assert set(values["own"]) - {"slca"} <= set(values["learners"]), "`own` sets what no learner of the file reads"
+    for name in values["learners"]:
+        learners.settings(name, presets.hyper(name, values))
+    assert values["joint_learner"] in ("", *values["learners"])
+
+
+def test_a_misspelt_name_is_refused_in_both_places():
+    with pytest.raises(Exception, match="did you mean 'slow_rate'"):
+        learners.settings("slca", {"slow_rat": 0.01})
+    with pytest.raises(Exception, match="did you mean 'epochs'"):
+        parameters_of(PARAMS / "04_slca" / "slca_cifar100.yaml", epohcs=3)
+
+
+@pytest.mark.parametrize("name", learners.NAMES)
+def test_no_parameter_of_a_learner_has_the_name_of_one_of_the_road(name):
+    """`cilkit.run("ewc", stream, keep=…)` can only mean one thing."""
+    assert not set(learners.settings(name, {})) & presets.taken()
+
+
+# ---------------------------------------------------------------- headers
+
+
+def test_the_comparison_is_there_as_a_whole():
+    methods = (
+        "slca slca_mocov3 slca_pp ablation slow_learner ewc lwf bic der gdumb l2p dualprompt simplecil aper ranpac"
+    )
+    for method, benchmark in itertools.product(methods.split(), ("cifar100", "imagenet_r", "cub200", "cars196")):
+        assert PARAMS / "04_slca" / f"{method}_{benchmark}.yaml" in EXPERIMENTS
+
+
+@named(EXPERIMENTS)
+def test_every_hyper_parameter_says_what_the_source_has_and_how_that_is_known(path):
+    header, body = path.read_text().split(f"\n{presets.END}\n")
+    for line in body.splitlines():
+        key = line.partition(":")[0].strip()
+        if key in PLUMBING or "+" in key or key in learners.NAMES:
+            continue
+        assert TAGGED.search(line.partition("#")[2]), f"{path.name}: {line.strip()!r} does not say how it is known"
+    for line in [*header.splitlines(), *body.splitlines()]:
+        assert len(line) <= 120 and not ("remembered" in line and "published" in line.replace(str(published.FILE), ""))
+
+
+@named(EXPERIMENTS)
+def test_what_is_expected_is_what_published_yaml_has(path):
+    lines = presets.expected(parameters_of(path))
+    assert "\n".join(lines) + "\n" in path.read_text(), "run scripts/presets.py"
+    assert all(re.search(r"\[(read|quoted|third-party|remembered|derived)\] \w+$", line) for line in lines[1:])
+
+
+def test_slca_s_cost_is_the_formula_s():
+    """1.0 M training images (10 tasks x 20 epochs x 5,000), 50,000 for statistics, 55,000 to test."""
+    path = PARAMS / "04_slca" / "slca_cifar100.yaml"
+    values = parameters_of(path)
+    cost = presets.cost_of("slca", values, presets.stream_of(values))
+    assert cost.images == {"student": 1_000_000, "statistics": 50_000, "test": 55_000}
+    assert cost.flops["test"] == pytest.approx(
+        2 * 17.56e9, rel=0.01
+    )  # 17.56 G multiplications: timm's table, remembered
+    assert cost.total == 1_000_000 * cost.flops["student"] + 105_000 * cost.flops["test"]
+    assert f"slca {cost.total:.2e} = " in path.read_text()
+    assert "derived" in path.read_text().lower() and "measured" not in path.read_text()
+
+
+@pytest.mark.slow
+def test_all_headers_are_up_to_date():
+    assert [path.name for path, _ in presets.outdated()] == []
+
+
+# ---------------------------------------------------------------- paradigms
+
+
+@named(SWEEPS)
+def test_every_combination_of_a_sweep_is_what_its_notebook_and_learners_take(path):
+    sweep = yaml.safe_load(path.read_text())
+    assert set(sweep) == {"notebook", "params", "axes"}
+    declared = parameters.declared(HOME / sweep["notebook"])
+    for combination in itertools.product(*sweep["axes"].values()):
+        changes, notes = parameters.check(declared, dict(zip(sweep["axes"], combination, strict=True)))
+        values = parameters_of(HOME / sweep["params"], **changes)
+        assert notes == []
+        for name in values["learners"]:
+            learners.settings(name, presets.hyper(name, values))
+        spec = values["backbone"]
+        exists = spec.endswith(".yaml") and (HOME / spec).is_file()
+        assert exists or spec == "none" or spec.partition(":")[0] in architectures.WEIGHTS, spec
+
+
+def test_the_sweep_has_every_paradigm_once():
+    sweep = yaml.safe_load((PARAMS / "sweeps" / "paradigms.yaml").read_text())
+    named = [spec.partition(":")[0] for spec in sweep["axes"]["backbone"]]
+    assert [name for name in named if name in architectures.WEIGHTS] == [
+        name for name, weights in architectures.WEIGHTS.items() if weights.paradigm
+    ]
+    assert any(name.startswith("params/03_pretraining/") for name in named), "one foreseen backbone of our own"
+
+
+TINY = {"depth": 1, "embed_dim": 16, "num_heads": 2}
+
+
+@pytest.mark.parametrize("name", [name for name, weights in architectures.WEIGHTS.items() if weights.paradigm])
+def test_weights_load_in_the_format_in_which_they_are_published(name, tmp_path, monkeypatch):
+    """A network of the same kind, one block of 16 numbers, where timm looks for the real one."""
+    import timm
+    import torch
+    from huggingface_hub import constants
+    from safetensors.torch import save_file
+
+    weights = architectures.WEIGHTS[name]
+    torch.manual_seed(3)
+    classes = timm.get_pretrained_cfg(weights.arch).num_classes or 0
+    model = timm.create_model(weights.arch, pretrained=False, num_classes=min(classes, 5), **TINY).eval()
+    spec = name
+    if weights.file:
+        torch.save({"model": model.state_dict()}, tmp_path / weights.file)
+        spec = f"{name}:{tmp_path / weights.file}"
+    else:
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        home = tmp_path / "hub" / f"models--timm--{weights.arch}"
+        (home / "refs").mkdir(parents=True)
+        (home / "refs" / "main").write_text("0" * 40)
+        (home / "snapshots" / ("0" * 40)).mkdir(parents=True)
+        save_file(model.state_dict(), home / "snapshots" / ("0" * 40) / "model.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3)).astype(np.uint8)
+    made = backbones.load(spec, model_args=TINY)
+    assert made.input.size == 224 and made.tag.startswith(name) and made.dim == 16
+    floats = (
+        torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - torch.tensor(made.mean)[:, None, None]
+    ) / torch.tensor(made.std)[:, None, None]
+    with torch.no_grad():
+        expected = model.forward_features(floats)[:, 0]  # the class token behind the final norm
+    np.testing.assert_allclose(backbones.extract(made, images, "probe"), expected, atol=1e-4)
