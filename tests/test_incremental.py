@@ -247,3 +247,42 @@ def test_a_learner_of_one_s_own_needs_nothing_but_its_seams(stream, tmp_path):
     run = Run(tmp_path)
     assert run.learner == "Linear" and run.accuracy.to_numpy()[0, 0] >= 50
     assert run.settings["forwards"]["declared"] == run.settings["forwards"]["spent"]
+
+
+def test_a_run_that_diverges_names_batch_task_and_rate_and_keeps_the_last_good_state(stream, tmp_path):
+    learner = tiny.case("slow_learner")
+    plain, calls = learner.loss, []
+
+    def explode(batch):
+        calls.append(batch)
+        factor = 1e9 if len(calls) == 8 else 1.0  # 16 images a task: batch 2 of epoch 2 of task 2, in batches of 8
+        return {name: factor * term for name, term in plain(batch).items()}
+
+    learner.loss = explode
+    said = r"in epoch 2 of task 2 \(first seen in batch 2 of 2\); lower lr \(now 0.01\).*1 finished task and 1 epoch of"
+    with pytest.raises(UserError, match=said):
+        incremental.run_stream(learner, stream, tmp_path / "part", scratch=tmp_path / "scratch", every=0)
+    incremental.run_stream(tiny.case("slow_learner"), stream, tmp_path / "part", scratch=tmp_path / "scratch")
+    incremental.run_stream(tiny.case("slow_learner"), stream, tmp_path / "whole")
+    assert payload(tmp_path / "part") == payload(tmp_path / "whole")
+
+
+def test_heads_are_not_asked_for_classes_that_they_have_not_seen(stream):
+    learner = tiny.case("finetune", epochs=1)
+    for _ in learner.learn(stream[0]):
+        pass
+    with pytest.raises(UserError, match=r"heads for 2 classes, which have not seen it; learn its task first"):
+        learner.predict(stream.test_after(stream[1]))
+
+
+def test_looking_ahead_is_for_methods_that_read_an_image_in_one_pass(stream):
+    with pytest.raises(UserError, match="in 2 passes; set look_ahead to false"):
+        incremental.run_stream(tiny.case("l2p"), stream, None, look_ahead=True)
+
+
+def test_ticks_are_a_minute_apart_by_default(stream, tmp_path):
+    saved = []
+    learner = tiny.case("finetune")
+    learner.moment_state = lambda: saved.append(1)
+    incremental.run_stream(learner, stream, tmp_path / "run", scratch=tmp_path / "scratch")
+    assert not saved
