@@ -19,7 +19,7 @@ FILES = sorted([*PARAMS.glob("04_slca/**/*.yaml"), *PARAMS.glob("05_generative_r
 SWEEPS = sorted(PARAMS.glob("sweeps/*.yaml"))
 TAGS = ("read", "quoted", "third-party", "remembered", "derived", "ours")
 TAGGED = re.compile(rf"\[({'|'.join(TAGS)})[\];]")
-PLUMBING = {"benchmark", "base", "learners", "own", "joint_learner"}  # the question asked, not how it is answered
+PLUMBING = {"benchmark", "base", "learners", "own", "joint_learner", "slow_rates"}  # the question asked, not how it is answered
 
 
 def script(name):
