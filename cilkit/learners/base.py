@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cilkit import precision
 from cilkit.data import loading, transforms
 from cilkit.errors import UserError
 from cilkit.features import FeatureBank
@@ -324,7 +325,7 @@ class Learner:
             floats = self.recipe.train(images, generator, device)
             return Batch(floats, torch.from_numpy(labels).to(device))
 
-        return batch
+        return precision.on_own_stream(batch, device)
 
     def find(self, features: dict[str, np.ndarray]) -> None:
         """Features (n, dim) of whole sources, by `ImageSet.source.key`, made before with this very backbone, frozen,

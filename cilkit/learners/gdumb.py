@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cilkit import precision
 from cilkit.errors import UserError
 from cilkit.learners.base import Batch, check_norm_statistics, derive, part
 from cilkit.learners.finetune import Finetune
@@ -105,7 +106,7 @@ class GDumb(Finetune):
         groups = [{"params": list(self.raw.parameters()), "lr": h.lr}]
         if not self.frozen:
             groups.append({"params": list(self.backbone.parameters()), "lr": h.lr * h.slow_rate})
-        optimiser = torch.optim.SGD(groups, momentum=h.momentum, weight_decay=h.weight_decay)
+        optimiser = precision.sgd(groups, self.backbone.device, momentum=h.momentum, weight_decay=h.weight_decay)
         return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda epoch: share_of_lr(epoch, h.lowest))
 
     def batches(self, task: Task, epoch: int) -> Iterator[Batch]:

@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cilkit import precision
 from cilkit.errors import UserError
 from cilkit.learners.alignment import Alignment
 from cilkit.learners.slca import SLCAHyper
@@ -80,7 +81,7 @@ class SLCAPP(Alignment, SlowLearner):
             {"params": lora, "lr": h.lr * (h.lora_rate if task.index else h.lora_rate_first)},
             {"params": others, "lr": h.lr * h.slow_rate},
         ]
-        optimiser = torch.optim.SGD(groups, momentum=h.momentum, weight_decay=h.weight_decay)
+        optimiser = precision.sgd(groups, self.backbone.device, momentum=h.momentum, weight_decay=h.weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=h.epochs, eta_min=h.least_lr)
         return optimiser, schedule
 
