@@ -49,28 +49,31 @@ def meta(arch: str, model_args: dict[str, Any] | None = None) -> Backbone:
 def counted(learner: Learner, stream: Stream) -> Cost:
     """The cost of a stream. The learner, fresh, is used up by this."""
     images = {kind: count for kind, count in learner.declared(stream).items() if count}
-    flops = per_image(learner, stream[0])
+    flops = per_image(learner, stream[0], int(stream[0].train.sizes.max()))
     return Cost(images, {kind: flops[kind] for kind in images})
 
 
-def per_image(learner: Learner, task: Task) -> dict[str, int]:
-    """Operations of one image, by kind, counted at the beginning of a task. The learner, fresh, is used up by this."""
+def per_image(learner: Learner, task: Task, size: int = 0) -> dict[str, int]:
+    """Operations of one image, by kind, counted at the beginning of a task. The learner, fresh, is used up by this.
+
+    size: pixels on a side, where neither the transforms nor the backbone have a size of their own.
+    """
     from cilkit.backbones import KINDS
 
     learner.sizes.append(len(task.classes))
-    plain, _ = _operations(learner.backbone, learner, "teacher")
+    plain, _ = _operations(learner.backbone, learner, "teacher", size)
     learner.begin_task(task)
-    forward, backward = _operations(learner.embed if learner.needs else learner.backbone, learner, "student")
+    forward, backward = _operations(learner.embed if learner.needs else learner.backbone, learner, "student", size)
     return {kind: (forward if kind in OWN_WAY else plain) + backward * (kind in BACKWARD) for kind in KINDS}
 
 
-def _operations(embed, learner: Learner, kind: str) -> tuple[int, int]:
+def _operations(embed, learner: Learner, kind: str, size: int) -> tuple[int, int]:
     """Operations of one image's forward and backward pass; other kinds' passes on the way (queries) are taken off."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     backbone, n = learner.backbone, 2
-    size = learner.recipe.size or backbone.input.size
+    size = learner.recipe.size or backbone.input.size or size
     images = torch.zeros(n, 3, size, size, device=backbone.device)
     before = backbone.forwarded.copy()
     backbone.eval()

@@ -1,4 +1,4 @@
-"""Headers of the experiments in params/04_slca: what others report, by tag, and what a run costs, counted.
+"""Headers of the experiments of notebooks 04 and 05: what others report, by tag, and what a run costs, counted.
 
     python scripts/presets.py            # write them
     python scripts/presets.py --check    # name those that are not up to date
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from cilkit import architectures, backbones, costs, learners, published
-from cilkit.data import Benchmark, ImageSet, Stream, catalogue
+from cilkit.data import Benchmark, ImageSet, Stream, benchmarks, catalogue
 from cilkit.data.streams import increments_of
 from cilkit.road import learning
 from cilkit.road.inputs import parameters_of
@@ -49,13 +49,16 @@ BESIDE = {"slca": ["slow_learner"], "slow_learner": ["joint"]}  # rows that the 
 
 def experiments() -> list[Path]:
     """The files that have a header of ours."""
-    return [path for path in sorted((ROOT / "params" / "04_slca").glob("*.yaml")) if f"\n{END}\n" in path.read_text()]
+    found = [
+        path for notebook in ("04_slca", "05_generative_replay") for path in (ROOT / "params" / notebook).glob("*.yaml")
+    ]
+    return [path for path in sorted(found) if f"\n{END}\n" in path.read_text()]
 
 
 def hyper(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """What notebook 04 hands this learner of a file's values."""
+    """What the notebook hands this learner of a file's values."""
     declared = learners.settings(name, {}).keys() - taken()
-    return {key: values[key] for key in values if key in declared} | values["own"].get(name, {})
+    return {key: values[key] for key in values if key in declared} | values.get("own", {}).get(name, {})
 
 
 @functools.cache
@@ -74,7 +77,7 @@ def quoted() -> pd.DataFrame:
 
 def expected(values: dict[str, Any]) -> list[str]:
     """Lines with the published rows of a file's learners on its benchmark, each value once."""
-    wanted = [name.partition("+")[0] for name in values["own"]]
+    wanted = [name.partition("+")[0] for name in values.get("own", [values.get("learner")])]
     wanted += [more for name in wanted for more in BESIDE.get(name, [])]
     numbers = quoted()
     self_supervised = "mocov3" in values["backbone"]
@@ -111,6 +114,8 @@ def _shown(figure: str, value: float, std: float) -> str:
 @functools.cache
 def stand_in(benchmark: str) -> Benchmark:
     """As many images in as many classes, of one pixel each and spread evenly: enough to count passes."""
+    if benchmark not in catalogue.entries():
+        return benchmarks.load(benchmark)  # an embedded one: itself
     entry = catalogue.find(benchmark)
     sizes = SPLIT.get(benchmark) or entry.images
     names = [str(label) for label in range(entry.classes)]
@@ -126,12 +131,18 @@ def stream_of(values: dict[str, Any]) -> Stream:
 
 def cost_of(name: str, values: dict[str, Any], stream: Stream, **changes: Any) -> costs.Cost:
     given = hyper(name, values) | changes
-    images = learners.create(name, small(), **given).declared(stream)
+    images = create(name, small(), given).declared(stream)
     spec = values["backbone"].partition(":")[0]
+    spec = values["arch"] if spec.endswith(".yaml") else spec
     arch = architectures.WEIGHTS[spec].arch if spec in architectures.WEIGHTS else spec
     shape = {key: value for key, value in given.items() if key not in UNSEEN}
-    flops = per_image(name, arch, json.dumps(shape, sort_keys=True))
+    flops = per_image(name, arch, values["benchmark"], json.dumps(shape, sort_keys=True))
     return costs.Cost({kind: n for kind, n in images.items() if n}, flops)
+
+
+def create(name: str, backbone: backbones.Backbone, given: dict[str, Any]) -> learners.Learner:
+    painted = {"images": stand_in("cifar100").train} if getattr(learners.find(name), "takes_images", False) else {}
+    return learners.create(name, backbone, **given, **painted)
 
 
 def small() -> backbones.Backbone:
@@ -140,27 +151,38 @@ def small() -> backbones.Backbone:
 
 
 @functools.cache
-def per_image(name: str, arch: str, shape: str) -> dict[str, int]:
-    task = next(iter(Stream(stand_in("cifar100"), increments=10)))
+def per_image(name: str, arch: str, benchmark: str, shape: str) -> dict[str, int]:
+    task, size = Stream(stand_in(benchmark), increments=2)[0], stand_in(benchmark).train.sizes.max()
     try:
-        return costs.per_image(learners.create(name, costs.meta(arch), **json.loads(shape)), task)
-    except NotImplementedError:  # it looks at numbers, which only a computed network has
-        return costs.per_image(learners.create(name, backbones.create(arch), **json.loads(shape)), task)
+        return costs.per_image(create(name, costs.meta(arch), json.loads(shape)), task, int(size))
+    except (NotImplementedError, RuntimeError):  # it looks at numbers, which only a computed network has
+        return costs.per_image(create(name, backbones.create(arch), json.loads(shape)), task, int(size))
+
+
+def trainings(values: dict[str, Any], stream: Stream) -> dict[str, costs.Cost]:
+    if "arms" in values:
+        return {arm: cost_of(values["learner"], values, stream, **changes) for arm, changes in values["arms"].items()}
+    each = {name: cost_of(name, values, stream) for name in values["learners"]}
+    if values["joint_learner"]:
+        each["joint"] = cost_of(values["joint_learner"], values, stream.joint(), epochs=values["joint_epochs"])
+    return each
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:.1f}" if count >= 1e9 else f"{count / 1e9:.4f}"
 
 
 def cost(values: dict[str, Any]) -> list[str]:
     """A line for each training of a file, and the hours of all of them."""
-    stream = stream_of(values)
-    each = {name: cost_of(name, values, stream) for name in values["learners"]}
-    if values["joint_learner"]:
-        longer = {"epochs": values["joint_epochs"]}
-        each["joint"] = cost_of(values["joint_learner"], values, stream.joint(), **longer)
+    each = trainings(values, stream_of(values))
     lines = ["# Counted, in FLOPs (images x those of one image, backward pass included):"]
     for name, one in each.items():
-        parts = " + ".join(f"{kind} {n:,} x {one.flops[kind] / 1e9:.1f} G" for kind, n in sorted(one.images.items()))
+        parts = " + ".join(f"{kind} {n:,} x {_billions(one.flops[kind])} G" for kind, n in sorted(one.images.items()))
         lines += textwrap.wrap(
             f"{name} {one.total:.2e} = {parts}", 112, initial_indent="#   ", subsequent_indent="#     "
         )
+    if "arms" in values:  # seconds on a laptop
+        return lines
     hours = sum(one.hours(RATE) for one in each.values())
     when = f"{hours:.2f} hours" if hours >= 0.1 else f"{60 * hours:.1f} minutes"
     return [
