@@ -5,10 +5,12 @@ import itertools
 import re
 from pathlib import Path
 
+import layouts
 import numpy as np
 import pytest
 import yaml
 
+import cilkit
 from cilkit import architectures, backbones, learners, published
 from cilkit.road.inputs import parameters_of
 from cilkit.workbook import parameters
@@ -19,7 +21,14 @@ FILES = sorted([*PARAMS.glob("04_slca/**/*.yaml"), *PARAMS.glob("05_generative_r
 SWEEPS = sorted(PARAMS.glob("sweeps/*.yaml"))
 TAGS = ("read", "quoted", "third-party", "remembered", "derived", "ours")
 TAGGED = re.compile(rf"\[({'|'.join(TAGS)})[\];]")
-PLUMBING = {"benchmark", "base", "learners", "own", "joint_learner", "slow_rates"}  # the question asked, not how it is answered
+PLUMBING = {
+    "benchmark",
+    "base",
+    "learners",
+    "own",
+    "joint_learner",
+    "slow_rates",
+}  # the question asked, not how it is answered
 
 
 def script(name):
@@ -45,7 +54,7 @@ def test_the_notebook_and_every_learner_take_what_a_file_holds(path):
         for changes in values["arms"].values():
             learners.settings(values["learner"], given | changes)
         return
-    assert set(values["own"]) - {"slca"} <= set(values["learners"]), "`own` sets what no learner of the file reads"
+    assert set(values["own"]) <= set(values["learners"]), "`own` sets what no learner of the file reads"
     for name in values["learners"]:
         learners.settings(name, presets.hyper(name, values))
     assert values["joint_learner"] in ("", *values["learners"])
@@ -62,6 +71,36 @@ def test_a_misspelt_name_is_refused_in_both_places():
 def test_no_parameter_of_a_learner_has_the_name_of_one_of_the_road(name):
     """`cilkit.run("ewc", stream, keep=…)` can only mean one thing."""
     assert not set(learners.settings(name, {})) & presets.taken()
+
+
+SMALL = {"projection": 50, "total": 16, "align_epochs": 1, "fisher_images": 4}  # what would take long
+TINY = {"depth": 5, "embed_dim": 16, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("cifar100")
+    layouts.write("cifar100", home)
+    return home
+
+
+@pytest.mark.parametrize("method", ["slca_pp", "ewc", "gdumb", "l2p", "coda_prompt", "ranpac"])
+def test_an_experiment_runs_on_a_few_images_and_a_tiny_transformer(method, home, tmp_path, monkeypatch):
+    monkeypatch.setenv("CILKIT_ARTIFACTS", str(tmp_path))
+    path = PARAMS / "04_slca" / f"{method}_cifar100.yaml"
+    own = parameters_of(path)["own"]
+    own = {name: {key: SMALL.get(key, value) for key, value in values.items()} for name, values in own.items()}
+    changes = {
+        "benchmark_options": {"root": str(home), "partial": True},
+        "backbone": "none",
+        "arch": "vit_tiny_patch16_224",
+        "model_args": TINY | {"img_size": 32, "patch_size": 8},
+    }
+    sizes = {"base": 2, "increment": 1, "image_size": 32, "epochs": 1, "milestones": [], "device": "cpu"}
+    runs = cilkit.from_params(path, own=own, **changes, **sizes)
+    assert set(own) < set(runs)
+    for name in own:
+        assert runs[name].accuracy.shape == (3, 3) and runs[name].settings["hyper"]["recipe_of"] == "paper"
 
 
 # ---------------------------------------------------------------- headers
@@ -141,12 +180,9 @@ def test_the_sweep_has_every_paradigm_once():
     assert any(name.startswith("params/03_pretraining/") for name in named), "one foreseen backbone of our own"
 
 
-TINY = {"depth": 1, "embed_dim": 16, "num_heads": 2}
-
-
 @pytest.mark.parametrize("name", [name for name, weights in architectures.WEIGHTS.items() if weights.paradigm])
 def test_weights_load_in_the_format_in_which_they_are_published(name, tmp_path, monkeypatch):
-    """A network of the same kind, one block of 16 numbers, where timm looks for the real one."""
+    """A network of the same kind, a few blocks of 16 numbers, where timm looks for the real one."""
     import timm
     import torch
     from huggingface_hub import constants
