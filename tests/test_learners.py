@@ -1,3 +1,4 @@
+import inspect
 import subprocess
 import sys
 
@@ -46,3 +47,13 @@ def test_values_take_the_declared_type_or_are_refused():
 def test_images_are_for_learners_that_replay_them():
     with pytest.raises(UserError, match="replays no synthetic images"):
         learners.create("slca", tiny.backbone(), images=tiny.image_set())
+
+
+@pytest.mark.parametrize("name", learners.NAMES)
+def test_no_parameter_has_the_name_of_another_in_the_road(name):
+    from cilkit.road import learning
+
+    taken = {
+        word for verb in (learning.stream, learning.run, learning.learn) for word in inspect.signature(verb).parameters
+    }
+    assert not taken & learners.settings(name, {}).keys()

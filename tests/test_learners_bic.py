@@ -13,7 +13,7 @@ from cilkit.learners.bic import BiCHyper, correct, fit_correction
 from cilkit.learners.lwf import distillation
 
 SMALL = {"epochs": 2, "milestones": (1,), "batch_size": 8, "recipe": "shift", "lr": 0.05, "slow_rate": 1.0}
-FEW = {"per_class": 4, "validation": 0.25, "bias_epochs": 20, "bias_milestones": (15,)}
+FEW = {"per_class": 4, "held_share": 0.25, "bias_epochs": 20, "bias_milestones": (15,)}
 
 
 def create(**hyper):
@@ -209,8 +209,8 @@ def test_bad_settings_and_too_few_images_are_refused_in_one_sentence(stream):
     ):
         with pytest.raises(UserError, match=why):
             create(**bad)
-    with pytest.raises(UserError, match="validation is 1"):
-        create(validation=1.0)
+    with pytest.raises(UserError, match="held_share is 1"):
+        create(held_share=1.0)
     with pytest.raises(UserError, match="total 5 leaves 1 exemplar for each of 6 classes"):
         learn(create(per_class=0, total=5), stream)
     with pytest.raises(UserError, match="has 1 training image; BiC needs two a class"):

@@ -164,7 +164,7 @@ def test_a_stronger_penalty_holds_the_backbone_where_it_was(stream):
 def test_fisher_information_is_merged_as_the_setting_says(stream):
     first = learn(create(slow_rate=1.0, fisher_images=4), stream[:1])
     for setting, old, new in (
-        ({"keep": 0.25}, 0.25, 0.75),
+        ({"old_share": 0.25}, 0.25, 0.75),
         ({"merge": "classes"}, 0.5, 0.5),  # 2 of 4 classes
         ({"merge": "sum"}, 1.0, 1.0),
     ):
@@ -209,7 +209,13 @@ def test_it_takes_streams_of_domains_and_all_data(stream):
 
 
 def test_wrong_settings_are_refused():
-    for bad in ({"fisher": "diagonal"}, {"fisher_labels": "soft"}, {"merge": "online"}, {"keep": 1.5}, {"penalty": -1}):
+    for bad in (
+        {"fisher": "diagonal"},
+        {"fisher_labels": "soft"},
+        {"merge": "online"},
+        {"old_share": 1.5},
+        {"penalty": -1},
+    ):
         with pytest.raises(UserError, match=next(iter(bad))):
             create(**bad)
     assert learners.settings("ewc", {"recipe_of": "pilot"})["fisher"] == "batch"

@@ -47,7 +47,7 @@ class BiCHyper(SlowLearnerHyper):
     weight_decay_tasks: int = 0  # T > 0: weight_decay x T / (t + 1) in task t, as released; 0: the same in all tasks
     per_class: int = 20  # exemplars kept a class, those for validation among them
     total: int = 0  # if > 0: K exemplars in all, ceil(K / seen) a class. BiC: 20 x all classes, 2000 on CIFAR-100
-    validation: float = 0.1  # share of a class's exemplars that stage 2 learns from
+    held_share: float = 0.1  # share of a class's exemplars that stage 2 learns from
     distillation_temperature: float = 2.0  # T
     cumulative: bool = False  # every block keeps its own correction, in student, teacher, stage 2 and test (FACIL)
     bias_epochs: int = 200  # of stage 2
@@ -59,8 +59,8 @@ class BiCHyper(SlowLearnerHyper):
         super().__post_init__()
         if self.local_softmax or "softmax_over_all" in self.leaks:
             raise UserError("BiC's softmax is over all classes by design; leave local_softmax and softmax_over_all out")
-        if not 0 < self.validation < 1:
-            raise UserError(f"validation is {self.validation:g}; expected a share between 0 and 1, such as 0.1")
+        if not 0 < self.held_share < 1:
+            raise UserError(f"held_share is {self.held_share:g}; expected a share between 0 and 1, such as 0.1")
         if self.total < 0 or (self.total == 0 and self.per_class < 2):
             raise UserError(
                 f"{self.per_class} exemplars a class and {self.total} in all; BiC needs two a class: one to learn from "
@@ -107,7 +107,7 @@ class BiC(SlowLearner):
                 f"total {self.hyper.total} leaves {room} exemplar for each of {seen} classes; BiC needs two a class, "
                 f"so more than {seen}"
             )
-        return max(1, int(self.hyper.validation * min(room, images) + 1e-9))
+        return max(1, int(self.hyper.held_share * min(room, images) + 1e-9))
 
     def begin_task(self, task: Task) -> None:
         import torch

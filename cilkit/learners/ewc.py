@@ -50,17 +50,17 @@ class EWCHyper(SlowLearnerHyper):
     fisher_labels: str = "true"  # (PyCIL, mammoth), "sampled" from the network (the Fisher itself), "argmax" (FACIL)
     fisher_ceiling: float = 0.0  # no element of F_new above this. PyCIL 1e-4; 0: none
     merge: str = "average"  # F <- a F + (1 - a) F_new; "classes": a = old classes / all; "sum": F + F_new (mammoth)
-    keep: float = 0.5  # a of "average" (FACIL)
+    old_share: float = 0.5  # a of "average" (FACIL)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(repr, known))}")
-        if not 0 <= self.keep <= 1 or min(self.penalty, self.fisher_ceiling, self.fisher_images) < 0:
+        if not 0 <= self.old_share <= 1 or min(self.penalty, self.fisher_ceiling, self.fisher_images) < 0:
             raise UserError(
-                f"keep is {self.keep:g}, penalty {self.penalty:g}, fisher_ceiling {self.fisher_ceiling:g} and "
-                f"fisher_images {self.fisher_images}; expected keep in 0 … 1 and nothing below 0"
+                f"old_share is {self.old_share:g}, penalty {self.penalty:g}, fisher_ceiling {self.fisher_ceiling:g} and "
+                f"fisher_images {self.fisher_images}; expected old_share in 0 … 1 and nothing below 0"
             )
 
 
@@ -110,7 +110,10 @@ class EWC(SlowLearner):
 
     def share(self, task: Task) -> tuple[float, float]:
         """What F and F_new are multiplied by when they are added."""
-        keep = {"average": self.hyper.keep, "classes": self.known / (self.known + (len(task.classes) or self.seen))}
+        keep = {
+            "average": self.hyper.old_share,
+            "classes": self.known / (self.known + (len(task.classes) or self.seen)),
+        }
         return (1.0, 1.0) if self.hyper.merge == "sum" else (keep[self.hyper.merge], 1 - keep[self.hyper.merge])
 
     # ------------------------------------------------------------ Fisher information

@@ -12,7 +12,7 @@ import numpy as np
 
 from cilkit import artifacts
 from cilkit import precision as numbers
-from cilkit.errors import UserError
+from cilkit.errors import UserError, near_name
 from cilkit.progress import Progress
 from cilkit.road.inputs import device_of, threads_set_to, upstream, verb_of
 from cilkit.road.weights import Weights
@@ -156,8 +156,8 @@ def learn(
 ) -> dict[str, Any]:
     """Several learners on one stream from one backbone: name -> `Run`. The verb of notebook 04 and its parameter files.
 
-    settings: of `stream`, of `run`, and for every learner that declares it (`lr`, `epochs` …); a name that none of them
-              knows is refused.
+    settings: of `stream`, of `run`, and for every learner that declares it (`lr`, `epochs` …); a name that no learner
+              of this package knows is refused.
     own:      for one learner, over that: {"slca": {"temperature": 0.05}}.
     With `joint_learner`, that learner also trains `joint_epochs` on one task of all classes: the upper line, "joint".
     For each of `slow_rates` the slow learner also runs with that rate of the backbone: "rate 0.1".
@@ -166,10 +166,11 @@ def learn(
 
     for_stream, settings = _taken_by(stream, settings)
     shared, hyper = _taken_by(run, settings)
-    declared = {name: known.settings(name, {}).keys() for name in [*learners, "slow_learner"]}
+    declared = {name: known.settings(name, {}).keys() for name in {*learners, "slow_learner"}}
+    words = set().union(*declared.values(), *(known.settings(name, {}) for name in known.NAMES))
     for name in hyper:
-        if not any(name in declared[learner] for learner in learners):
-            raise UserError(f"none of the learners {', '.join(learners)} has a parameter {name!r}; leave it out")
+        if name not in words:
+            raise UserError(f"no learner has a parameter {name!r}{near_name(name, words)}; leave it out")
     for name in own or {}:
         if name not in learners:
             raise UserError(f"`own` sets parameters of {name!r}, which is not among {', '.join(learners)}")
