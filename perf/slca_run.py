@@ -12,8 +12,8 @@ gradients outside training, two workers instead of eight. Both sides start from 
 class orders and settings, and keep the batch normalisation's statistics (our decision; the papers' networks have none).
 
 Runs alternate, so that other load on the machine meets both; CPU seconds, which such load hardly changes, stand beside.
-Last line: JSON; value: the median over seeds of straightforward / ours in seconds (at least 2). About 7 minutes on two
-idle cores.
+Last line: JSON; value: the median over seeds of straightforward / ours in seconds (at least 2). About 9 minutes of CPU
+time. A pair of runs differs by up to 3 points either way by chance alone (600 test images, other batches).
 """
 
 from __future__ import annotations
