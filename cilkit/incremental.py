@@ -154,10 +154,10 @@ class _Record:
         """What an interruption leaves, as people say it."""
         tasks, epochs = (len(self.losses), self.written) if self.scratch else (0, 0)
         if not tasks and not epochs:
-            return "no finished tasks are kept, run again to start over"
+            return "no finished tasks kept, run again to start over"
         more = f" and {epochs} {'epoch' if epochs == 1 else 'epochs'} of the next" if epochs else ""
         finished = f"{tasks or 'no'} finished {'task' if tasks == 1 else 'tasks'}{more}"
-        return f"{finished} are kept in {self.scratch}, run again to go on"
+        return f"{finished} kept in {self.scratch}, run again to go on"
 
     def outputs(self, task: Task, answers: Outputs) -> None:
         stream = self.stream

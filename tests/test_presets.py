@@ -74,7 +74,7 @@ def test_no_parameter_of_a_learner_has_the_name_of_one_of_the_road(name):
 
 
 SMALL = {"projection": 50, "total": 16, "align_epochs": 1, "fisher_images": 4}  # what would take long
-TINY = {"depth": 5, "embed_dim": 16, "num_heads": 2}
+TINY = {"depth": 5, "embed_dim": 32, "num_heads": 2}
 
 
 @pytest.fixture(scope="module")

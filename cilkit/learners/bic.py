@@ -57,8 +57,8 @@ class BiCHyper(SlowLearnerHyper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.local_softmax or "softmax_over_all" in self.leaks:
-            raise UserError("BiC's softmax is over all classes by design; leave local_softmax and softmax_over_all out")
+        if self.local_softmax:
+            raise UserError("BiC's softmax is over all classes by design; leave local_softmax out")
         if not 0 < self.held_share < 1:
             raise UserError(f"held_share is {self.held_share:g}; expected a share between 0 and 1, such as 0.1")
         if self.total < 0 or (self.total == 0 and self.per_class < 2):

@@ -59,7 +59,7 @@ class EWCHyper(SlowLearnerHyper):
                 raise UserError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(repr, known))}")
         if not 0 <= self.old_share <= 1 or min(self.penalty, self.fisher_ceiling, self.fisher_images) < 0:
             raise UserError(
-                f"old_share is {self.old_share:g}, penalty {self.penalty:g}, fisher_ceiling {self.fisher_ceiling:g} and "
+                f"old_share is {self.old_share:g}, penalty {self.penalty:g}, fisher_ceiling {self.fisher_ceiling:g}, "
                 f"fisher_images {self.fisher_images}; expected old_share in 0 … 1 and nothing below 0"
             )
 
