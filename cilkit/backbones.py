@@ -427,4 +427,5 @@ def _batches(
     if isinstance(images, np.ndarray):
         return (recipe.test(images[cut], device) for cut in cuts)
     ahead = loading.ahead_for(images, device)
-    return loading.prefetched(images, cuts, lambda pixels, _: recipe.test(pixels, device), ahead, recipe.shortest)
+    prepare = precision.on_own_stream(lambda pixels, _: recipe.test(pixels, device), device)
+    return loading.prefetched(images, cuts, prepare, ahead, recipe.shortest)

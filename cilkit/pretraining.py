@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cilkit import artifacts, backbones
+from cilkit import artifacts, backbones, precision
 from cilkit.data import loading, transforms
 from cilkit.errors import UserError
 from cilkit.learners.base import Moment, derive
@@ -106,7 +106,7 @@ class _Trainer:
         self.batch_size = batch_size
         steps = max(1, epochs * math.ceil(n / batch_size))
         warm = max(1, round(WARM_UP * steps))
-        self.optimiser = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+        self.optimiser = precision.adamw(groups, self.backbone.device, lr=lr, weight_decay=weight_decay)
         factor = lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / steps))  # noqa: E731
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, factor)
 

@@ -204,7 +204,7 @@ def test_bad_settings_and_too_few_images_are_refused_in_one_sentence(stream):
     over_all = {"leaks": ("softmax_over_all",)}
     for bad, why in (
         ({"local_softmax": True}, "by design"),
-        (over_all, "by design"),
+        (over_all, "changes nothing"),
         ({"per_class": 1}, "BiC needs two"),
     ):
         with pytest.raises(UserError, match=why):
