@@ -26,3 +26,11 @@ def write_notebook(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def stream():
+    """Three tasks of two classes of the tiny benchmark; a file with another stream has a fixture of its own."""
+    import tiny
+
+    return tiny.stream()

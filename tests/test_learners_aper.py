@@ -20,11 +20,6 @@ def learnt(stream, **hyper):
     return learner, incremental.run_stream(learner, stream, None)
 
 
-@pytest.fixture(scope="module")
-def stream():
-    return tiny.stream()
-
-
 def weights(learner):
     return {name: value.clone() for name, value in learner.backbone.state_dict().items()}
 

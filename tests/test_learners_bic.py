@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from tiny import learn
 from torch.nn.functional import cross_entropy
 
 from cilkit import learners
@@ -18,17 +19,6 @@ FEW = {"per_class": 4, "held_share": 0.25, "bias_epochs": 20, "bias_milestones":
 
 def create(**hyper):
     return learners.create("bic", tiny.backbone(), seed=0, **{**SMALL, **FEW, **hyper})
-
-
-def learn(learner, tasks):
-    for task in tasks:
-        list(learner.learn(task))
-    return learner
-
-
-@pytest.fixture(scope="module")
-def stream():
-    return tiny.stream()
 
 
 def start(learner, task):

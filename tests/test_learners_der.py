@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from tiny import learn
 from torch.nn.functional import cross_entropy
 
 from cilkit import learners
@@ -17,17 +18,6 @@ def create(name="der", **hyper):
 
 def der(**hyper):
     return create(**{"total": 12, "minibatch_size": 6, "alpha": 0.3, "beta": 0.5, **hyper})
-
-
-def learn(learner, tasks):
-    for task in tasks:
-        list(learner.learn(task))
-    return learner
-
-
-@pytest.fixture(scope="module")
-def stream():
-    return tiny.stream()
 
 
 def start_second_task(stream, **hyper):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from tiny import learn
 from torch import nn
 
 from cilkit import backbones, learners
@@ -30,17 +31,6 @@ class Linear(nn.Module):
 
 def create(name="ewc", backbone=None, **hyper):
     return learners.create(name, backbone or tiny.backbone(), seed=0, **{**SMALL, **hyper})
-
-
-def learn(learner, tasks):
-    for task in tasks:
-        list(learner.learn(task))
-    return learner
-
-
-@pytest.fixture(scope="module")
-def stream():
-    return tiny.stream()
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from tiny import learn
 from torch.nn.functional import cross_entropy, one_hot
 
 from cilkit import learners
@@ -15,17 +16,6 @@ SMALL = {"epochs": 4, "batch_size": 8, "recipe": "shift", "lr": 0.05, "slow_rate
 
 def create(**hyper):
     return learners.create("gdumb", tiny.backbone(), seed=0, **{**SMALL, **hyper})
-
-
-def learn(learner, tasks):
-    for task in tasks:
-        list(learner.learn(task))
-    return learner
-
-
-@pytest.fixture(scope="module")
-def stream():
-    return tiny.stream()
 
 
 def test_every_task_starts_from_the_pre_trained_weights_and_untrained_heads(stream):

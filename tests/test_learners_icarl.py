@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from tiny import learn
 from torch.nn.functional import binary_cross_entropy, cross_entropy, one_hot
 
 from cilkit import learners
@@ -16,17 +17,6 @@ SMALL = {"epochs": 2, "milestones": (1,), "batch_size": 8, "recipe": "shift", "l
 
 def create(**hyper):
     return learners.create("icarl", tiny.backbone(), seed=0, **{**SMALL, **hyper})
-
-
-def learn(learner, tasks):
-    for task in tasks:
-        list(learner.learn(task))
-    return learner
-
-
-@pytest.fixture(scope="module")
-def stream():
-    return tiny.stream()
 
 
 def herd_slowly(features, count):

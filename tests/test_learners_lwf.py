@@ -5,6 +5,7 @@ import math
 import pytest
 import tiny
 import torch
+from tiny import learn
 
 from cilkit import learners
 from cilkit.errors import UserError
@@ -15,17 +16,6 @@ SMALL = {"epochs": 2, "milestones": (1,), "batch_size": 8, "recipe": "shift", "l
 
 def create(name="lwf", **hyper):
     return learners.create(name, tiny.backbone(), seed=0, **{**SMALL, **hyper})
-
-
-def learn(learner, tasks):
-    for task in tasks:
-        list(learner.learn(task))
-    return learner
-
-
-@pytest.fixture(scope="module")
-def stream():
-    return tiny.stream()
 
 
 def start_second_task(stream, **hyper):

@@ -20,11 +20,6 @@ def learn(learner, task):
 
 
 @pytest.fixture(scope="module")
-def stream():
-    return tiny.stream()
-
-
-@pytest.fixture(scope="module")
 def learnt(stream):
     learner = create()
     for task in stream:

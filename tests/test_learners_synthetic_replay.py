@@ -16,11 +16,6 @@ def create(a=1.0, b=1.0, images="all", **hyper):
     return learners.create("synthetic_replay", tiny.backbone(), a=a, b=b, images=images, **{**SMALL, **hyper})
 
 
-@pytest.fixture(scope="module")
-def stream():
-    return tiny.stream()
-
-
 def learn(learner, tasks):
     return [moment.losses for task in tasks for moment in learner.learn(task)]
 

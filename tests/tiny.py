@@ -66,3 +66,10 @@ def case(name: str, seed=0, **changes) -> learners.Learner:
     network = transformer(seed) if found.needs == "transformer" else backbone(seed)
     images = {"images": image_set(seed=7)} if getattr(found, "takes_images", False) else {}
     return learners.create(name, network, seed=seed, **images, **hyper)
+
+
+def learn(learner, tasks):
+    """The learner, after it has learnt these tasks; nothing is tested or written."""
+    for task in tasks:
+        list(learner.learn(task))
+    return learner
