@@ -47,7 +47,7 @@ def run_stream(
     look_ahead: bool = False,
     on_moment: Callable[[Moment], None] | None = None,
     phases: Phases | None = None,
-    every: float = EVERY,
+    every: float | None = None,
 ) -> Sequence[Outputs]:
     """Learn the stream, task by task; write the run into `folder` (None: nowhere) and return the outputs.
 
@@ -58,7 +58,7 @@ def run_stream(
                price of forward passes of the kind "probe".
     on_moment: called after every epoch.
     phases:    measures the seconds and the peak memory of "train", "test", "write" and "look ahead".
-    every:     seconds between two checkpoints within a task.
+    every:     seconds between two checkpoints within a task; EVERY where none are given.
     Raises UserError for a stream that the method is not defined for or a loss that is not finite, and Stopped when
     interrupted; what was finished is kept.
     """
@@ -73,7 +73,7 @@ def run_stream(
             f"{learner.passes} passes; set look_ahead to false"
         )
     outputs.plan([0], [1], 1, 0, 0, cap, keep)  # a misspelt `keep` is refused before any work
-    record = _Record(learner, stream, folder, scratch, keep, cap, look_ahead, phases, every)
+    record = _Record(learner, stream, folder, scratch, keep, cap, look_ahead, phases, EVERY if every is None else every)
     record.resume()
     for task in stream:
         if task.index < len(record.losses):
