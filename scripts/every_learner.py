@@ -54,15 +54,15 @@ CONV_ARMS = {
     "nearest_mean": {},
     "simplecil": {},
     "ranpac": {"phase1": "none", "projection": 2000},
-    "finetune": {},
+    "finetune": {"lr": 0.001},  # ten times that, and it answers one class for ever
     "slow_learner": SLOW,
     "slca": SLOW | {"align_also": ("unscaled_plain", "diagonal")},
     "ewc+alignment": SLOW,
     "lwf+alignment": SLOW,
-    "icarl": SLOW | KEPT | {"criterion": "ce"},
+    "icarl": SLOW | KEPT | {"criterion": "ce", "norm_statistics": "frozen"},  # its weights came folded
     "bic": SLOW | KEPT,
     "der": SLOW | KEPT | {"minibatch_size": 16},
-    "gdumb": SLOW | KEPT | {"epochs": 4},
+    "gdumb": SLOW | KEPT | {"epochs": 8, "batch_size": 16},
     "aper": {"phase1": "ssf", "epochs": 6},
 }
 TRANSFORMER_STREAM = {"benchmark": "digits_photo", "increment": 2}

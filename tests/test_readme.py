@@ -25,7 +25,11 @@ def study():
     return script("study")
 
 
-TABLES = {"study": ["study", "pairs", "replay", "reference"], "real_runs": ["real", "upper", "short_side"]}
+TABLES = {
+    "study": ["study", "pairs", "replay", "reference"],
+    "real_runs": ["real", "upper", "short_side"],
+    "every_learner": ["every_conv", "every_transformer", "drift"],
+}
 
 
 @pytest.mark.parametrize(("source", "name"), [(source, name) for source, names in TABLES.items() for name in names])
