@@ -160,7 +160,7 @@ def readme_tables() -> dict[str, str]:
         groups = rows.groupby(["learner", "head"], sort=False)
         stored = groups["bytes stored"].max() / 2**20
         summary = groups[list(figures)].agg(real_runs.interval).rename(columns=figures)
-        shown[f"every_{stream}"] = readme.markdown(summary.assign(**{"stored (MiB)": stored.map("{:.2f}".format)}))
+        shown[f"every_{stream}"] = readme.markdown(summary.assign(**{"stored by the run (MiB)": stored.map("{:.2f}".format)}))
     return shown | {"drift": readme.markdown(_drift_table(pd.read_csv(SAMPLE / "drift.csv")))}
 
 
