@@ -143,19 +143,21 @@ def align_slowly(raw, statistics, epochs, per_class, lr, temperature, seed):
             for size in sizes:
                 norms.append(logits[:, first : first + size].pow(2).sum(1, keepdim=True).sqrt() + 1e-7)
                 first += size
-            loss = torch.nn.functional.cross_entropy(logits / (sum(norms) / len(norms)) / temperature, labels[rows])
+            scale = sum(norms) / len(norms) * temperature if temperature else 1.0
+            loss = torch.nn.functional.cross_entropy(logits / scale, labels[rows])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
     return heads
 
 
-@pytest.mark.parametrize("few", [16, 0])  # one product a head, or one for all
-def test_alignment_equals_the_slow_reference_and_leaves_the_raw_heads_alone(few, monkeypatch):
+@pytest.mark.parametrize("few", [16, 0])  # autograd, or the closed form
+@pytest.mark.parametrize("temperature", [0.1, 0.0])
+def test_alignment_equals_the_slow_reference_and_leaves_the_raw_heads_alone(few, temperature, monkeypatch):
     monkeypatch.setattr(alignment, "FEW", few)
     raw, statistics = heads_of((2, 1)), statistics_of(0, 1, 2)
     before = {name: value.clone() for name, value in raw.state_dict().items()}
-    settings = {"epochs": 3, "per_class": 16, "lr": 0.01, "temperature": 0.1, "seed": 4}
+    settings = {"epochs": 3, "per_class": 16, "lr": 0.01, "temperature": temperature, "seed": 4}
     fast, slow = alignment.align(raw, statistics, **settings), align_slowly(raw, statistics, **settings)
     for name, value in slow.state_dict().items():
         torch.testing.assert_close(fast.state_dict()[name], value, rtol=1e-4, atol=1e-5)

@@ -14,7 +14,7 @@ import torch
 from cilkit.learners.statistics import ClassStatistics
 
 CLASSES = 16  # whose factors stand unpacked at a time: 38 MB at 768 features
-COLUMNS = 128  # features a product: what lies above a factor's diagonal blocks is never multiplied
+COLUMNS = 192  # features a product: what lies above a factor's diagonal blocks is never multiplied
 
 
 @dataclass
@@ -28,15 +28,19 @@ class GaussianSampler:
     def __post_init__(self) -> None:
         means = self.statistics.means * self.scales[:, None]
         self._means = torch.from_numpy(means).float().to(self.device)  # (seen, dim)
+        self._samples: torch.Tensor | None = None  # one memory for all epochs
         dim, factors = means.shape[1], self.statistics.factors
         rows, columns = torch.tril_indices(dim, dim, device=self.device)
         self._places = rows * dim + columns  # of a packed triangle's numbers in the dense matrix
         self._dense = torch.zeros(min(len(factors), CLASSES), dim, dim, device=self.device)  # zero above the diagonal
 
     def draw(self, per_class: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (seen * per_class, dim) and labels, class after class; `generator` lives on the device."""
+        """Features (seen * per_class, dim) and labels, class after class; the next draw overwrites them. `generator`
+        lives on the device."""
         seen, dim = self._means.shape
-        samples = torch.randn((seen, per_class, dim), generator=generator, device=self.device)  # so far noise
+        if self._samples is None or len(self._samples) != seen * per_class:
+            self._samples = torch.empty(seen * per_class, dim, device=self.device)
+        samples = self._samples.view(seen, per_class, dim).normal_(generator=generator)  # so far noise
         for start in range(0, seen, CLASSES):
             labels = range(start, min(start + CLASSES, seen))
             some = samples[start : start + CLASSES]
@@ -46,7 +50,7 @@ class GaussianSampler:
                 self._spread(some, labels, generator)
             some += self._means[start : start + CLASSES, None]
         labels = torch.arange(seen, device=self.device).repeat_interleave(per_class)
-        return samples.reshape(-1, dim), labels
+        return self._samples, labels
 
     def _correlate(self, noise: torch.Tensor, labels: range) -> None:
         """noise (classes, per_class, dim) becomes noise L^T, in place: the last features first, as each needs only the
