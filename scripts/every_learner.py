@@ -158,9 +158,9 @@ def readme_tables() -> dict[str, str]:
     shown = {}
     for stream, rows in table.groupby("stream"):
         groups = rows.groupby(["learner", "head"], sort=False)
-        stored = groups["bytes stored"].max() / 2**20
+        stored = {"stored by the run (MiB)": (groups["bytes stored"].max() / 2**20).map("{:.2f}".format)}
         summary = groups[list(figures)].agg(real_runs.interval).rename(columns=figures)
-        shown[f"every_{stream}"] = readme.markdown(summary.assign(**{"stored by the run (MiB)": stored.map("{:.2f}".format)}))
+        shown[f"every_{stream}"] = readme.markdown(summary.assign(**stored))
     return shown | {"drift": readme.markdown(_drift_table(pd.read_csv(SAMPLE / "drift.csv")))}
 
 
