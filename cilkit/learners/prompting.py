@@ -233,8 +233,8 @@ def check_layers(backbone: Backbone, layers: Sequence[int]) -> None:
     """UserError for a backbone that takes no prompts, or for blocks that it does not have."""
     from timm.models.vision_transformer import Attention
 
-    blocks = list(getattr(backbone.model, "blocks", []))
-    if not blocks or not all(isinstance(getattr(block, "attn", None), Attention) for block in blocks):
+    blocks = backbone.blocks
+    if not blocks or not all(isinstance(block.attn, Attention) for block in blocks):
         raise UserError(f"{backbone.arch!r} takes no prompts; take a plain vision transformer, such as 'small_vit'")
     if not set(layers) <= set(range(len(blocks))):
         raise UserError(f"prompts for blocks {list(layers)} do not fit {backbone.arch!r}; it has 0 … {len(blocks) - 1}")
