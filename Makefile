@@ -21,10 +21,12 @@ export JUPYTER_PREFER_ENV_PATH = 1
 TEST_FOLDER = $(CURDIR)/build/test
 IN_TEST_FOLDER = CILKIT_ARTIFACTS="$(TEST_FOLDER)/artifacts" CILKIT_REPORT_DIR="$(TEST_FOLDER)/figures"
 
-INSTALL_WITH_pip = $(BIN)/python -m pip install -c requirements.lock -e ".[lab,test]"
+# What notebooks need; the tests also need the optional extras, which a newcomer does not wait for.
+EXTRAS := lab,test
+INSTALL_WITH_pip = $(BIN)/python -m pip install -c requirements.lock -e ".[$(EXTRAS)]"
 # uv ignores pip's own configuration (a mirror, say): where it fails, pip may not.
 INSTALL_WITH_uv = $(BIN)/python -m pip install --quiet $(UV) && \
-  $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -c requirements.lock -e ".[lab,test]" || \
+  $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -c requirements.lock -e ".[$(EXTRAS)]" || \
   { echo "uv could not install; trying pip"; $(INSTALL_WITH_pip); }
 
 .PHONY: report test test-units test-notebooks test-slow lab study real lint strip lock clean
@@ -34,17 +36,17 @@ report: .venv/.ok
 
 test: lint test-units test-notebooks
 
-test-units: .venv/.ok
+test-units: .venv/.all
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile -m "not slow"
 
-test-notebooks: .venv/.ok
+test-notebooks: .venv/.all
 	rm -rf "$(TEST_FOLDER)"
 	mkdir -p "$(TEST_FOLDER)"
 	$(BIN)/python -m tests.small_notebooks "$(TEST_FOLDER)/notebooks"
 	$(IN_TEST_FOLDER) $(BIN)/python -m pytest -p tests.dead_kernels -n 2 --dist loadfile \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS) "$(TEST_FOLDER)/notebooks"
 
-test-slow: .venv/.ok
+test-slow: .venv/.all
 	$(BIN)/python -m pytest tests -m slow
 
 lab: .venv/.ok
@@ -76,5 +78,10 @@ clean:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "Python 3.11, 3.12 or 3.13 is needed, $(PYTHON) is not: make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL_WITH_$(INSTALLER))
+	touch $@
+
+.venv/.all: EXTRAS := lab,test,llm,scale
+.venv/.all: .venv/.ok
 	$(INSTALL_WITH_$(INSTALLER))
 	touch $@
