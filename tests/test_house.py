@@ -15,7 +15,7 @@ GROUND = {"artifacts", "errors", "locks", "progress", "architectures", "phases"}
 SCIENCE = {"data", "realms", "synthesis", "backbones", "pretraining", "learners", "incremental", "metrics", "runs"}
 SCIENCE |= {"analysis", "probes", "plots", "plotstyle", "features", "attachments", "lookahead", "outputs", "results"}
 SCIENCE |= {"calibration", "foreign", "precision", "costs"}
-SCIENCE |= {"costs", "published"}
+SCIENCE |= {"published", "fidelity", "twins"}
 
 
 def name_of(path: Path) -> str:
@@ -117,8 +117,9 @@ def test_every_module_has_its_place():
 def test_rooms_stay_small():
     lengths = {path.relative_to(HOME).as_posix(): code_lines(path) for path in FILES}
     assert not {name: n for name, n in lengths.items() if n > 350}, "split a file that has more than one purpose"
-    # The aim was 8,000 for the road and its methods; twenty real benchmarks and three toolboxes' files came on top.
-    assert sum(lengths.values()) <= 12000
+    # The aim was 8,000 for the road and its methods. On top came twenty real benchmarks, three toolboxes' files, fifteen
+    # further learners, live language models, and painting on many machines with what curates and repairs it.
+    assert sum(lengths.values()) <= 14000
 
 
 def test_nothing_is_unpickled():

@@ -1,0 +1,114 @@
+"""How far painted images lie from real ones in the features of one network: distances and coverage.
+
+All take features, so that the network is the caller's choice and named beside the number: a Fréchet distance in
+Inception features (what papers call FID) and one in another network's cannot be compared, and neither can two with
+different numbers of images. Distances between all pairs are made CHUNK rows at a time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cilkit.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHUNK = 2048  # rows of a distance matrix held at once
+
+
+def frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
+    """Squared Fréchet distance of two Gaussians fitted to features (n, dim) and (m, dim); "FID" in Inception features.
+
+    |mu_r - mu_f|^2 + tr(S_r + S_f - 2 (S_r^1/2 S_f S_r^1/2)^1/2), covariances with n - 1 (Heusel et al. 2017, Eq. 6).
+    """
+    real, fake = _pair(real, fake)
+    mean = real.mean(0) - fake.mean(0)  # (dim,)
+    one, other = np.atleast_2d(np.cov(real.T)), np.atleast_2d(np.cov(fake.T))  # (dim, dim)
+    values, vectors = np.linalg.eigh(one)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T  # (dim, dim): one^(1/2)
+    mixed = np.linalg.eigvalsh(root @ other @ root).clip(0)  # (dim,)
+    return float(max(0.0, mean @ mean + np.trace(one) + np.trace(other) - 2 * np.sqrt(mixed).sum()))
+
+
+def kernel_distance(
+    real: np.ndarray, fake: np.ndarray, subsets: int = 50, size: int = 500, seed: int = 0
+) -> tuple[float, float]:
+    """Unbiased squared maximum mean discrepancy under the kernel (x.y / dim + 1)^3: mean and deviation over subsets.
+
+    "KID" in Inception features (Binkowski et al. 2018, Sec. 4). Unlike the Fréchet distance it is not biased by few
+    images. size: images of each side in a subset, at most as many as there are.
+    """
+    real, fake = _pair(real, fake)
+    size, rng = min(size, len(real), len(fake)), np.random.default_rng(seed)
+    found = [
+        _discrepancy(real[rng.permutation(len(real))[:size]], fake[rng.permutation(len(fake))[:size]])
+        for _ in range(subsets)
+    ]
+    return float(np.mean(found)), float(np.std(found))
+
+
+def _discrepancy(real: np.ndarray, fake: np.ndarray) -> float:
+    n, dim = real.shape
+    kernel = lambda a, b: (a @ b.T / dim + 1) ** 3  # noqa: E731
+    within = sum(both.sum() - np.trace(both) for both in (kernel(real, real), kernel(fake, fake))) / (n * (n - 1))
+    return float(within - 2 * kernel(real, fake).mean())
+
+
+def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[float, float]:
+    """(precision, recall) in 0 … 1: the share of fakes inside the real manifold, of real images inside the fakes'.
+
+    A manifold is the union of balls around its points, each reaching to the point's k-th neighbour of the same side
+    (Kynkäänniemi et al. 2019, Eq. 2-3). Precision says whether a painting could be real, recall whether every kind of
+    real image is painted at all.
+    """
+    real, fake = _pair(real, fake, more_than=k)
+    return _inside(fake, real, k), _inside(real, fake, k)
+
+
+def _inside(points: np.ndarray, manifold: np.ndarray, k: int) -> float:
+    """Share of points within the k-th neighbour's distance of any point of the manifold."""
+    reach = np.concatenate([np.partition(d, k, axis=1)[:, k] for d in _distances(manifold, manifold)])  # 0 is itself
+    return float(np.concatenate([(d <= reach).any(1) for d in _distances(points, manifold)]).mean())
+
+
+def _distances(one: np.ndarray, other: np.ndarray):
+    """Squared Euclidean distances, CHUNK rows at a time: (rows, len(other))."""
+    norms = (other**2).sum(1)
+    for start in range(0, len(one), CHUNK):
+        part = one[start : start + CHUNK]
+        yield ((part**2).sum(1)[:, None] + norms - 2 * part @ other.T).clip(0)
+
+
+def fidelity(real: np.ndarray, sets: dict[str, np.ndarray], seed: int = 0) -> pd.DataFrame:
+    """Every set of features (n, dim) held against the real ones: a row a set, a column a figure."""
+    import pandas as pd
+
+    rows = {}
+    for name, features in sets.items():
+        mean, deviation = kernel_distance(real, features, seed=seed)
+        precision, recall = precision_recall(real, features)
+        rows[name] = {
+            "Fréchet distance": frechet_distance(real, features),
+            "kernel distance": mean,
+            "kernel distance, deviation": deviation,
+            "precision": precision,
+            "recall": recall,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("set")
+
+
+def _pair(real: np.ndarray, fake: np.ndarray, more_than: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
+    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
+        raise UserError(f"features {real.shape} and {fake.shape} cannot be compared; give (n, dim) and (m, dim)")
+    if min(len(real), len(fake)) <= more_than:
+        raise UserError(
+            f"{min(len(real), len(fake))} images are too few to compare two sets; give more than {more_than} of each"
+        )
+    for name, side in (("real", real), ("painted", fake)):
+        if not np.isfinite(side).all():
+            raise UserError(f"the features of the {name} images are not all finite; check the network that gave them")
+    return real, fake
