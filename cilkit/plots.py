@@ -41,6 +41,14 @@ def similarity_map(similarity: "pd.DataFrame", title: str = "Feature similarity"
 
 
 @styled
+def score_map(
+    table: "pd.DataFrame", title: str = "", labels: tuple[str, str] = ("", ""), unit: str = "accuracy (%)"
+) -> "Figure":
+    """A sweep over two settings, in percent: a row and a column a value. labels: what columns and rows are."""
+    return _heat_map(table, title, labels[0], labels[1], unit, digits=1)
+
+
+@styled
 def accuracy_curves(
     table: "pd.DataFrame",
     x: str = "classes_seen",

@@ -48,6 +48,7 @@ def figures_of(run):
     return {
         "accuracy_heat_map": plots.accuracy_heat_map(run.accuracy),
         "confusion_map": plots.confusion_map(analysis.confusion_between_tasks(run)),
+        "score_map": plots.score_map(run.accuracy, "A sweep", ("images a class", "classes")),
         "similarity_map": plots.similarity_map(analysis.feature_similarity(run)),
         "accuracy_curves": plots.accuracy_curves(curves_table(), chance={2: 50, 4: 25, 6: 16.7}, joint=93.5),
         "arms_comparison": plots.arms_comparison(arms_table(), chance=10, joint=93.5),
