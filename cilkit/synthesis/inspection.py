@@ -13,6 +13,7 @@ BLANK_RANGE = 32  # grey levels of 255 between the 1st and 99th percentile of br
 HASH_SIDE = 8  # the perceptual hash has HASH_SIDE * HASH_SIDE bits
 HASH_DISTANCE = 3  # bits in which two images of one class may differ and still be suspected of being the same
 PIXEL_DISTANCE = 8.0  # and the mean absolute difference of their pixels, in grey levels of 255, that confirms it
+REDUCED = 32  # pixels on a side of the copies by which images of a large set are compared
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # of R, G, B (Rec. 601)
 
 
@@ -76,16 +77,41 @@ def _averaged(grey: np.ndarray, parts: int, axis: int) -> np.ndarray:
     return np.stack([stretch.mean(axis) for stretch in stretches], axis)
 
 
-def near_duplicates(pixels: np.ndarray) -> dict[int, int]:
-    """{image: the first image that it nearly equals}: close by perceptual hash, then confirmed pixel by pixel."""
-    signs = np.where(perceptual_hashes(pixels), 1.0, -1.0).astype(np.float32)  # (n, bits)
-    apart = (signs.shape[1] - signs @ signs.T) / 2  # Hamming distances (n, n)
+def sharpness(pixels: np.ndarray) -> np.ndarray:
+    """How sharp each image is, in grey levels: uint8 (n, h, w, 3) -> float (n,).
+
+    The standard deviation of the brightness's Laplacian (each pixel's four neighbours minus four times itself), which
+    blur lowers; 0 for an image that has no inner pixel.
+    """
+    grey = pixels @ LUMINANCE  # (n, h, w)
+    inner = grey[:, 1:-1, 1:-1]
+    around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
+    return (around - 4 * inner).std(axis=(1, 2)) if inner.size else np.zeros(len(pixels))
+
+
+def reduced(pixels: np.ndarray) -> np.ndarray:
+    """Images averaged to at most REDUCED pixels on a side, uint8; smaller ones are as they were."""
+    for axis in (1, 2):
+        if pixels.shape[axis] > REDUCED:
+            pixels = np.round(_averaged(pixels, REDUCED, axis)).astype(np.uint8)
+    return pixels
+
+
+def near_duplicates(pixels: np.ndarray, hashes: np.ndarray | None = None) -> dict[int, int]:
+    """{image: the first image that it nearly equals}: close by perceptual hash, then confirmed pixel by pixel.
+
+    hashes: of the images that `pixels` are reduced copies of; None: of `pixels`. Memory grows with n, not with n².
+    """
+    hashes = perceptual_hashes(pixels) if hashes is None else hashes
+    signs = np.where(hashes, 1.0, -1.0).astype(np.float32)  # (n, bits)
     found: dict[int, int] = {}
-    for first, twin in np.argwhere(np.triu(apart <= HASH_DISTANCE, k=1)).tolist():
-        if first in found or twin in found:
+    for first in range(len(pixels)):
+        if first in found:
             continue
-        if np.abs(pixels[first].astype(np.float32) - pixels[twin]).mean() <= PIXEL_DISTANCE:
-            found[twin] = first
+        apart = (signs.shape[1] - signs[first + 1 :] @ signs[first]) / 2  # Hamming distances to the later ones
+        for twin in (first + 1 + np.flatnonzero(apart <= HASH_DISTANCE)).tolist():
+            if twin not in found and np.abs(pixels[first].astype(np.float32) - pixels[twin]).mean() <= PIXEL_DISTANCE:
+                found[twin] = first
     return found
 
 

@@ -1,0 +1,136 @@
+"""Between notebooks 02 and 03: which of the painted images teach."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cilkit import artifacts
+from cilkit.errors import UserError
+from cilkit.road.inputs import device_of, input_of, threads_set_to, upstream, with_artifact
+
+VERSION = 1  # part of the key: raise it when the same parameters come to mean another payload
+KEEP, SCORES = "keep.parquet", "scores.parquet"
+
+
+def score(images, backbone: Any = "", text_image: str = "", device: str = "auto", threads: int = 1):
+    """The artifact that holds `curation.scores` of an image set as scores.parquet: made once, for all rules.
+
+    backbone:   what judges how well an image agrees with its class: an artifact, a timm name, a folder; "": nothing.
+    text_image: a CLIP of transformers instead, by name or folder.
+    """
+    from cilkit.road.weights import Weights
+    from cilkit.synthesis import curation
+
+    images = upstream(images, "images")
+    judge = Weights(backbone) if backbone else None
+    inputs = {"images": images.artifact} | (judge.inputs if judge else {})
+    identity: dict[str, Any] = {"threads": threads, "text_image": _identity_of(text_image)}
+    identity |= {"backbone": judge.identity} if judge else {}
+
+    def make(work: artifacts.Work) -> None:
+        with threads_set_to(threads):
+            network = judge.load().to(device_of(device)) if judge else None
+            table = curation.scores(images, network, text_image)
+        artifacts.write_parquet(work.path / SCORES, table)
+
+    return artifacts.obtain("scores", VERSION, identity, inputs, make, {"device": device})
+
+
+def curate(
+    images,
+    rules: Mapping[str, Any] | None = None,
+    decisions: str = "",
+    backbone: Any = "",
+    text_image: str = "",
+    benchmarks: Sequence[str] = (),
+    device: str = "auto",
+    threads: int = 1,
+):
+    """The images that pass the rules and that nobody rejected: an `ImageSet` with `.artifact`, which holds no pixels.
+
+    rules:      as of `curation.decided`; None: no blank images, of near-duplicates the first.
+    decisions:  a file of `curation.Decisions`, "" for none; they overrule the rules.
+    backbone, text_image: as of `score`.
+    benchmarks: names of benchmarks whose overlap with the realm the card tells.
+    """
+    import pandas as pd
+
+    from cilkit.data import benchmarks as real
+    from cilkit.synthesis import cards, curation
+
+    images = upstream(images, "images")
+    rules = dict(curation.RULES if rules is None else rules)
+    curation.check_rules(rules)
+    by_hand = curation.Decisions(decisions) if decisions else None
+    realm = input_of(images.artifact, "realm")
+    scored = score(images, backbone, text_image, device, threads)
+    inputs = {"images": images.artifact, "realm": realm.artifact, "scores": scored}
+    identity = {"rules": rules, "decisions": by_hand.rows() if by_hand else [], "benchmarks": list(benchmarks)}
+
+    def make(work: artifacts.Work) -> None:
+        table = curation.decided(pd.read_parquet(scored.file(SCORES)), rules, by_hand)
+        chosen = images.select(table["keep"].to_numpy())
+        artifacts.write_parquet(work.path / KEEP, table)
+        artifacts.write_json(work.path / "decisions.json", identity["decisions"])
+        base = _card_of(images)
+        cards.write_card(
+            work.path,
+            realm=realm,
+            counts=_counts(chosen),
+            style=base.get("style", ""),
+            rejected=curation.rejected_by(table),
+            rules=rules,
+            overlaps=cards.overlaps_of(realm, {name: real.class_names(name) for name in benchmarks}),
+            base=base | {"chosen_from": images.artifact.digest},
+        )
+
+    return open_curated(artifacts.obtain("images", VERSION, identity, inputs, make))
+
+
+def open_curated(artifact: artifacts.Artifact):
+    """The `ImageSet` of an artifact with keep.parquet: rows of the set it was chosen from, without the empty classes.
+
+    UserError where that set is gone, or holds other images.
+    """
+    import numpy as np
+    import pandas as pd
+
+    base = input_of(artifact, "images")
+    table = pd.read_parquet(artifact.file(KEEP), columns=["image_id", "keep"])
+    if not np.array_equal(base.ids, table["image_id"].to_numpy().astype(str)):
+        raise UserError(f"{artifact.name} does not list the images of {base.artifact.name}; curate that set again")
+    chosen = base.select(table["keep"].to_numpy())
+    return with_artifact(chosen.keep_classes(list(_counts(chosen))), artifact)
+
+
+def _counts(images) -> dict[str, int]:
+    """Images a class, of the classes that have any."""
+    counted = zip(images.class_names, images.counts.tolist(), strict=True)
+    return {name: number for name, number in counted if number}
+
+
+def _card_of(images) -> dict[str, Any]:
+    """The facts on the card of a painted set; for a set without one, those that its identity tells."""
+    path = images.artifact.path / "card.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    told = images.artifact.identity
+    return {
+        "generator": {
+            "id": told.get("generator", ""),
+            "digest": told.get("generator_digest", ""),
+            "licence": "",
+            "settings": told.get("settings", {}),
+        }
+    }
+
+
+def _identity_of(text_image: str) -> str:
+    """A hub's name, or what a folder holds."""
+    files = sorted(path for path in Path(text_image).rglob("*") if path.is_file()) if text_image else []
+    listed = [[path.relative_to(text_image).as_posix(), artifacts.sha256_of(path)] for path in files]
+    return hashlib.sha256(artifacts.canonical(listed).encode()).hexdigest() if listed else text_image

@@ -1,0 +1,284 @@
+"""Curation as data: scores of every image, rules over the scores, and people's decisions, which overrule the rules.
+
+Nothing is thrown away: `decided` says of every image whether it is kept and, if not, the one reason why. What a person
+decides is appended to a file and never rewritten.
+"""
+
+import json
+import operator
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cilkit.data.imagesets import ImageSet
+from cilkit.errors import UserError, near_name
+from cilkit.progress import bar
+from cilkit.synthesis import inspection
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cilkit.backbones import Backbone
+
+PIXELS = 1 << 22  # pixels of images that are scored at once
+SCORED = ("blank", "contrast", "sharpness", "agreement")  # the scores that a rule can judge, in this order
+DUPLICATES = ("first", "sharpest", "all")  # what is kept of a cluster of near-duplicates
+COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+RULES = {"blank": False, "duplicates": "first"}  # what `inspect` would leave out
+BY_HAND = "by hand"
+ACCEPT, REJECT = "accept", "reject"
+
+
+def scores(images: ImageSet, backbone: "Backbone | None" = None, text_image: str = "") -> "pd.DataFrame":
+    """Scores of every image: DataFrame image_id, class_name, contrast, sharpness, blank, duplicate_of, cluster,
+    agreement.
+
+    contrast, blank: as of `inspect`. sharpness: as of `inspection.sharpness`, in grey levels.
+    duplicate_of:    the first image of the class that it nearly equals, "" for none; images of different sizes are
+                     never duplicates. cluster: number of the group that it forms with them, -1 for a lone image.
+    agreement:       with a `backbone` as of `agreement_with_means`, with `text_image` as of `agreement_with_text`,
+                     NaN with neither.
+    """
+    import pandas as pd
+
+    if backbone is not None and text_image:
+        raise UserError("agreement was asked for with a backbone and with text_image; give one of them")
+    contrast, sharp = np.full(len(images), np.nan), np.full(len(images), np.nan)
+    twins, cluster, groups = np.full(len(images), "", dtype=object), np.full(len(images), -1), 0
+    ids = images.ids
+    with bar("scores", len(images)) as tick:
+        for members in _alike(images):
+            small, hashes = [], []
+            for chunk in _chunks(members, images.sizes[members[0]]):
+                pixels = np.stack(images.read(chunk))  # (b, h, w, 3)
+                contrast[chunk], sharp[chunk] = inspection.contrasts(pixels), inspection.sharpness(pixels)
+                small.append(inspection.reduced(pixels))
+                hashes.append(inspection.perceptual_hashes(pixels))
+                tick(len(chunk))
+            found = inspection.near_duplicates(np.concatenate(small), np.concatenate(hashes))
+            for twin, first in found.items():
+                twins[members[twin]] = ids[members[first]]
+                if cluster[members[first]] < 0:
+                    cluster[members[first]], groups = groups, groups + 1
+                cluster[members[twin]] = cluster[members[first]]
+    if backbone is not None:
+        agreement = agreement_with_means(images, backbone)
+    else:
+        agreement = agreement_with_text(images, text_image) if text_image else np.full(len(images), np.nan)
+    names = np.asarray(images.class_names, dtype=object)[images.labels]
+    columns = {"image_id": ids, "class_name": names, "contrast": contrast, "sharpness": sharp}
+    columns |= {"blank": contrast < inspection.BLANK_RANGE, "duplicate_of": twins, "cluster": cluster}
+    return pd.DataFrame(columns | {"agreement": agreement})
+
+
+def _alike(images: ImageSet) -> Iterator[np.ndarray]:
+    """Positions of the images of one class and one size, group by group."""
+    order = np.lexsort((images.sizes[:, 1], images.sizes[:, 0], images.labels))
+    kind = np.column_stack([images.labels, images.sizes])[order]
+    edges = np.flatnonzero((kind[1:] != kind[:-1]).any(axis=1)) + 1
+    yield from (np.sort(members) for members in np.split(order, edges) if len(members))
+
+
+def _chunks(members: np.ndarray, size: np.ndarray) -> Iterator[np.ndarray]:
+    step = max(1, PIXELS // int(size.prod()))
+    yield from (members[start : start + step] for start in range(0, len(members), step))
+
+
+def agreement_with_means(images: ImageSet, backbone: "Backbone") -> np.ndarray:
+    """How much nearer each image is to its class than to any other, float (n,) in [-2, 2]; our decision.
+
+    Cosine with the mean of its class's other images minus the largest cosine with another class's mean (of features of
+    length one, as in iCaRL's nearest mean): above 0, the nearest class mean left one out is its own. NaN for the only
+    image of a class, and where there is one class only.
+    """
+    from cilkit import backbones
+
+    features = backbones.extract(backbone, images, "statistics").astype(np.float64)  # (n, dim)
+    features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    counts = images.counts
+    sums = np.zeros((len(counts), features.shape[1]))
+    np.add.at(sums, images.labels, features)
+    others = sums[images.labels] - features  # of the image's class without itself
+    own = _cosines(features, others)
+    nearest = np.full(len(images), -np.inf)
+    for label in np.flatnonzero(counts):
+        cosines = features @ (sums[label] / max(np.linalg.norm(sums[label]), 1e-12))
+        nearest = np.where(images.labels == label, nearest, np.maximum(nearest, cosines))
+    unjudged = (counts[images.labels] < 2) | np.isneginf(nearest)
+    return np.where(unjudged, np.nan, own - np.where(unjudged, 0.0, nearest))
+
+
+def _cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return (one * other).sum(axis=1) / np.maximum(lengths, 1e-12)
+
+
+def agreement_with_text(images: ImageSet, name: str, template: str = "a photo of {name}") -> np.ndarray:
+    """Cosine of each image with its class's text, float (n,), by a CLIP of transformers: a hub name or a folder."""
+    import torch
+    from transformers import AutoModel, AutoProcessor
+
+    try:
+        model, processor = AutoModel.from_pretrained(name).eval(), AutoProcessor.from_pretrained(name)
+        texts = [template.format(name=class_name) for class_name in images.class_names]
+        words = processor(text=texts, return_tensors="pt", padding=True)
+    except Exception as error:  # the hub's client and broken folders raise many unrelated classes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"text_image {name!r} is no CLIP that can be loaded ({reason}); give a name or a folder"
+        ) from error
+    limit = model.config.text_config.max_position_embeddings
+    if words["input_ids"].shape[1] > limit:
+        raise UserError(f"a class name is too long for {name!r}, which reads {limit} tokens; shorten the names")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, found = model.to(device), np.empty(len(images))
+    with torch.no_grad():
+        text = model.get_text_features(**words.to(device)).pooler_output  # (classes, dim)
+        for chunk in np.array_split(np.arange(len(images)), max(1, len(images) // 64)):
+            shown = processor(images=list(images.read(chunk)), return_tensors="pt").to(device)
+            image = model.get_image_features(**shown).pooler_output  # (b, dim)
+            own = text[torch.as_tensor(images.labels[chunk], device=device)]
+            found[chunk] = torch.cosine_similarity(image, own).cpu().numpy()
+    return found
+
+
+class Decisions:
+    """What people decided, one JSON object a line: {image_id, decision: accept|reject, by, why, when}.
+
+    Lines are only ever appended; of several about one image the last one counts. `notes` says which lines were not
+    read: a line that a crash left half written. UserError, naming the line, for anything else that is no decision.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path, self.notes = Path(path), []
+        self._last: dict[str, dict[str, str]] = {}
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                self._read(number, line)
+
+    def _read(self, number: int, line: str) -> None:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if not line.rstrip().endswith("}"):
+                self.notes.append(f"{self.path.name}, line {number} is half written and was not read")
+                return
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("image_id"), str):
+            raise UserError(f"{self.path}, line {number}: {line[:60]!r} is no decision; correct or delete the line")
+        self._keep(row, f"{self.path}, line {number}")
+
+    def _keep(self, row: dict, where: str) -> None:
+        if row.get("decision") not in (ACCEPT, REJECT):
+            raise UserError(f"{where}: decision {row.get('decision')!r} of {row['image_id']!r} is not accept or reject")
+        self._last[row["image_id"]] = {key: str(row.get(key, "")) for key in ("image_id", "decision", "by", "why")}
+
+    def add(self, image_id: str, decision: str, by: str = "", why: str = "") -> None:
+        """Append one decision; it is on the disk when this returns."""
+        row = {"image_id": str(image_id), "decision": decision, "by": by, "why": why}
+        self._keep(row, "a new decision")
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        line = json.dumps({**row, "when": when}, ensure_ascii=False) + "\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab+") as file:
+            if file.tell() and file.seek(-1, os.SEEK_END) is not None and file.read(1) != b"\n":
+                line = "\n" + line  # behind a line that a crash left half written
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    def rows(self) -> list[dict[str, str]]:
+        """The decision that counts for each image, sorted by image, without its date."""
+        return [self._last[image_id] for image_id in sorted(self._last)]
+
+
+def check_rules(rules: Mapping[str, Any]) -> None:
+    """UserError for a rule that `decided` does not know: its name, or what it asks for."""
+    for name, wanted in rules.items():
+        if name == "duplicates":
+            if wanted not in DUPLICATES:
+                raise UserError(f"rule duplicates is {wanted!r}; expected one of {', '.join(DUPLICATES)}")
+        elif name not in SCORED:
+            known = (*SCORED, "duplicates")
+            raise UserError(f"rule {name!r} is unknown{near_name(name, known)}; rules are {', '.join(known)}")
+        elif name == "blank" and not isinstance(wanted, bool):
+            raise UserError(f"rule blank is {wanted!r}; expected true or false")
+        elif name != "blank":
+            _comparison(name, wanted)
+
+
+def _comparison(name: str, wanted: Any) -> tuple[Any, float]:
+    found = re.fullmatch(r"\s*(>=|<=|>|<)\s*(-?\d+(?:\.\d+)?)\s*", str(wanted))
+    if found is None:
+        raise UserError(f"rule {name} is {wanted!r}; expected a comparison such as '>=3'")
+    return COMPARISONS[found[1]], float(found[2])
+
+
+def decided(
+    scores: "pd.DataFrame", rules: Mapping[str, Any] | None = None, decisions: Decisions | None = None
+) -> "pd.DataFrame":
+    """DataFrame image_id, keep, reason: one row an image, the reason "" for an image that is kept by the rules.
+
+    rules: e.g. {"blank": False, "sharpness": ">=3", "duplicates": "first", "agreement": ">=0.2"}: what a kept image
+    must fulfil; of a cluster of duplicates the first or the sharpest of those that fulfil the rest, or all. A score
+    that is NaN is not judged. A decision overrules every rule, and an accepted duplicate stands for its cluster.
+    """
+    import pandas as pd
+
+    rules = RULES if rules is None else rules
+    check_rules(rules)
+    reason = np.full(len(scores), "", dtype=object)
+    for name in (name for name in SCORED if name in rules):
+        score = scores[name].to_numpy()
+        if name == "blank":
+            bad = score != rules[name]
+        else:
+            compare, bound = _comparison(name, rules[name])
+            bad = ~(compare(score, bound) | np.isnan(score))
+        reason[bad & (reason == "")] = f"{name} {rules[name]}" if name != "blank" else name
+    by_hand = _by_hand(scores, decisions, reason)
+    if rules.get("duplicates", "all") != "all":
+        _without_duplicates(scores, rules["duplicates"], by_hand == ACCEPT, reason)
+    keep = (reason == "") | (by_hand == ACCEPT)
+    return pd.DataFrame({"image_id": scores["image_id"], "keep": keep, "reason": reason})
+
+
+def _by_hand(scores: "pd.DataFrame", decisions: Decisions | None, reason: np.ndarray) -> np.ndarray:
+    """What was decided about each image, "" for nothing; writes it into `reason`."""
+    found = np.full(len(scores), "", dtype=object)
+    place = {image_id: row for row, image_id in enumerate(scores["image_id"])}
+    for row in decisions.rows() if decisions else ():
+        if row["image_id"] not in place:
+            near = near_name(row["image_id"], place) if len(place) < 10_000 else ""
+            raise UserError(
+                f"{decisions.path} decides about {row['image_id']!r}, which the image set does not hold{near}"
+            )
+        at = place[row["image_id"]]
+        found[at], reason[at] = row["decision"], f"{BY_HAND}: {row['why']}" if row["why"] else BY_HAND
+    return found
+
+
+def _without_duplicates(scores: "pd.DataFrame", which: str, accepted: np.ndarray, reason: np.ndarray) -> None:
+    clusters = scores["cluster"].to_numpy()
+    alive = (clusters >= 0) & ((reason == "") | accepted)
+    best = -scores["sharpness"].to_numpy() if which == "sharpest" else np.arange(len(scores))
+    taken = set()
+    for row in sorted(np.flatnonzero(alive), key=lambda row: (not accepted[row], best[row], row)):
+        if clusters[row] in taken and not accepted[row]:
+            reason[row] = "duplicates"
+        taken.add(clusters[row])
+
+
+def rejected_by(table: "pd.DataFrame") -> dict[str, int]:
+    """Images that `decided` leaves out, by reason; what people wrote about theirs is not told apart."""
+    reasons = table.loc[~table["keep"], "reason"].str.replace(f"^{BY_HAND}: .*", BY_HAND, regex=True)
+    return {reason: int(number) for reason, number in sorted(reasons.value_counts().items())}
