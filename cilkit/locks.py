@@ -1,25 +1,73 @@
-"""One maker at a time: a lock file that a live process holds and a dead one loses.
+"""One maker at a time: a file that a live process holds and a dead one loses.
 
-Plain files instead of flock, which shared file systems do not always honour. A maker touches its lock every few
-seconds; it is dead when its process is gone (same machine), or when it was silent for a minute (another machine).
+Plain files instead of flock, which shared file systems do not always honour. A holder touches its file every few
+seconds; it is dead when its process is gone (same machine), or when it was silent for a minute (another machine). One
+that was merely silent learns from `still_ours` that it was taken for dead, and publishes nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cilkit.errors import UserError
 
-HEARTBEAT = 5.0  # seconds between two signs of life of a maker
-SILENCE = 60.0  # seconds of silence after which a maker on another machine is taken to be dead
+HEARTBEAT = 5.0  # seconds between two signs of life of a holder
+SILENCE = 60.0  # seconds of silence after which a holder on another machine is taken to be dead
+
+
+class Claim:
+    """A file that this process holds, with a heartbeat until it is released or lost. Also a context manager."""
+
+    def __init__(self, path: Path, token: str):
+        self.path, self._token, self._over = path, token, threading.Event()
+        threading.Thread(target=self._beat, daemon=True, name="cilkit-heartbeat").start()
+
+    def still_ours(self) -> bool:
+        """Ask before publishing: False if somebody took over because we were silent, or after `release`."""
+        return not self._over.is_set() and _claim_of(self.path).get("token") == self._token
+
+    def release(self) -> None:
+        """Let others have it. What was taken over is left to its new holder."""
+        if self.still_ours():
+            self.path.unlink(missing_ok=True)
+        self._over.set()
+
+    def _beat(self) -> None:
+        while not self._over.wait(HEARTBEAT):
+            if self.still_ours():
+                with suppress(OSError):  # a file system that is away for a moment
+                    os.utime(self.path)
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+def claim(path: str | Path) -> Claim | None:
+    """Hold the file `path`, or None at once while somebody alive holds it; a dead holder's is taken over.
+
+    Of several that ask at the same time one gets it. Look afterwards whether the work is not done already: its last
+    holder may have finished it in between.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    token = uuid.uuid4().hex
+    who = {"host": _host(), "pid": os.getpid(), "pid_started": _started(os.getpid()), "token": token}
+    while not _create(path, who):
+        if not _is_dead(path):
+            return None
+        _break(path, token)
+    return Claim(path, token)
 
 
 @contextmanager
@@ -28,43 +76,25 @@ def sole_maker(lock: Path, what: str) -> Iterator[Callable[[], None]]:
 
     Yields a check to call before publishing: it raises UserError if somebody took over because we were silent.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    token = f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}:{time.time_ns()}"
-    claim = {"host": _host(), "pid": os.getpid(), "pid_started": _started(os.getpid()), "token": token}
     told = False
-    while not _create(lock, claim):
-        if _is_dead(lock):
-            _break(lock, token)
-            continue
+    while (held := claim(lock)) is None:
         if not told:
             print(f"cilkit: waiting for another process that is making {what}", flush=True)
             told = True
         time.sleep(0.2)
 
-    over = threading.Event()
-
-    def beat() -> None:
-        while not over.wait(HEARTBEAT):
-            if _claim_of(lock).get("token") == token:
-                os.utime(lock)
-
     def still_ours() -> None:
-        if _claim_of(lock).get("token") != token:
+        if not held.still_ours():
             raise UserError(f"another process took over the making of {what}; run again to use its result")
 
-    threading.Thread(target=beat, daemon=True, name="cilkit-heartbeat").start()
-    try:
+    with held:
         yield still_ours
-    finally:
-        over.set()
-        if _claim_of(lock).get("token") == token:
-            lock.unlink(missing_ok=True)
 
 
-def _create(lock: Path, claim: dict) -> bool:
+def _create(lock: Path, who: dict) -> bool:
     """Create the lock with its content in one step (link of a finished file): no reader ever sees half a claim."""
-    beside = lock.with_name(f".{lock.name}.{os.getpid()}.{threading.get_ident()}.claim")
-    beside.write_text(json.dumps(claim))
+    beside = lock.with_name(f".{lock.name}.{who['token']}.claim")
+    beside.write_text(json.dumps(who))
     try:
         os.link(beside, lock)
         return True
@@ -75,13 +105,13 @@ def _create(lock: Path, claim: dict) -> bool:
 
 
 def _break(lock: Path, token: str) -> None:
-    """Remove a dead maker's lock. Renaming first makes sure that of several waiting processes one does it."""
-    aside = lock.with_name(f".{lock.name}.{hashlib.sha256(token.encode()).hexdigest()[:8]}.dead")
+    """Remove a dead holder's lock. Renaming first makes sure that of several waiting processes one does it."""
+    aside = lock.with_name(f".{lock.name}.{token}.dead")
     try:
         os.rename(lock, aside)
     except FileNotFoundError:
         return
-    if not _is_dead(aside):  # between look and rename a live maker had claimed it: give it back
+    if not _is_dead(aside):  # between look and rename a live process had claimed it: give it back
         with suppress(FileExistsError):
             os.link(aside, lock)
     aside.unlink(missing_ok=True)
@@ -95,20 +125,30 @@ def _claim_of(lock: Path) -> dict:
 
 
 def _is_dead(lock: Path) -> bool:
-    claim = _claim_of(lock)
+    holder = _claim_of(lock)
+    if holder.get("host") == _host():
+        return _started(holder["pid"]) != holder["pid_started"]
     try:
-        silent = time.time() - lock.stat().st_mtime
+        return _now(lock.parent) - lock.stat().st_mtime > SILENCE
     except FileNotFoundError:
         return False
-    if claim.get("host") == _host():
-        return _started(claim["pid"]) != claim["pid_started"]
-    return silent > SILENCE
+
+
+def _now(folder: Path) -> float:
+    """The file system's own time, by a file touched just now: the clocks of two machines may differ."""
+    probe = folder / f".{uuid.uuid4().hex}.claim"
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _host() -> str:
-    """This machine since its last boot: process numbers mean nothing beyond it."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return socket.gethostname() + (":" + boot.read_text().strip() if boot.exists() else "")
+    """This machine since its last boot, and this container: process numbers mean nothing beyond them."""
+    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    known = [boot.read_text().strip()] * boot.exists() + [os.readlink(space)] * space.exists()
+    return ":".join([socket.gethostname(), *known])
 
 
 def _started(pid: int) -> str | None:

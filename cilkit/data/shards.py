@@ -1,6 +1,7 @@
 """An image set on disk, painted or photographed: shards beside a Parquet manifest, and ONE reader for all of them.
 
-    folder/00000.tar 00001.tar …     encoded images; `tar xf` gives a browsable folder <class_id>/<image_id>.png
+    folder/00000.tar 00001.tar …     encoded images; `tar xf` gives a browsable folder <class_id>/<image_id>.png, with
+                                     sidecars each followed by its row, <class_id>/<image_id>.json
     folder/00000.rgb 00001.rgb …     or decoded ones: uint8 pixels (h, w, 3), one image after the other, nothing else
     folder/manifest.parquet          one row an image: image_id, shard, offset, size, sha256, width, height, class_name,
                                      class_id, and whatever its maker adds (prompt, seed, generator_digest, …)
@@ -11,15 +12,16 @@ the few columns that locate images, so that a set of a million images opens in a
 
 import hashlib
 import io
+import json
 import mmap
 import os
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -37,6 +39,7 @@ MANIFEST = "manifest.parquet"
 COLUMNS = ("image_id", "shard", "offset", "size", "sha256", "width", "height", "class_name", "class_id")
 IN_MEMORY = 1 << 30  # bytes of pixels up to which an encoded set is decoded once and held
 MAPPED = 1 << 28  # bytes of mapped files that may be looked at before their pages are given back
+MERGED = 1 << 17  # rows after which the manifest's row group ends with the shard
 
 
 def open_set(folder, verify: bool = False, classes: Sequence[str] | None = None) -> ImageSet:
@@ -74,9 +77,9 @@ class ShardWriter:
     def finished(self) -> set[int]:
         """Numbers of the shards that are written, with their rows."""
         if (self.folder / MANIFEST).exists():
-            return {int(name[:-4]) for name in _read_parquet(self.folder / MANIFEST)["shard"].unique()}
-        rows = [path.name.split(".")[0] for path in self.folder.glob("*.rows.parquet")]
-        return {int(name) for name in rows if any((self.folder / f"{name}.{kind}").exists() for kind in ("tar", "rgb"))}
+            return {int(name[:-4]) for name in _distinct(self.folder / MANIFEST, "shard")}
+        written = {path.stem for path in self.folder.iterdir() if path.suffix in (".tar", ".rgb")}
+        return {number for number, path in _row_files(self.folder) if path.name.split(".")[0] in written}
 
     def add(self, image: np.ndarray, row: dict) -> None:
         """Add one image, uint8 (h, w, 3), to the first unfinished shard. `row` needs image_id, class_id, class_name."""
@@ -88,16 +91,7 @@ class ShardWriter:
         """Write the last shard and the manifest. Raises UserError when nothing was ever added."""
         if self._pending:
             self._flush()
-        import pandas as pd
-
-        paths = sorted(self.folder.glob("*.rows.parquet"))
-        if not (self.folder / MANIFEST).exists():
-            tables = [table for table in map(_read_parquet, paths) if len(table)]
-            if not tables:
-                raise UserError(f"image set {self.folder.name} has no images; add at least one before closing it.")
-            artifacts.write_parquet(self.folder / MANIFEST, pd.concat(tables, ignore_index=True))
-        for path in paths:
-            path.unlink()
+        merge_manifest(self.folder)
 
     def _flush(self) -> None:
         finished = self.finished
@@ -106,45 +100,115 @@ class ShardWriter:
         self._pending = []
 
 
-def write_shard(folder, number: int, members: Iterable[tuple[bytes, dict]]) -> None:
-    """Write one whole tar shard: (encoded image, row) pairs in order, nothing else, decide its bytes; rows are last."""
+def merge_manifest(folder: str | Path) -> Path:
+    """The manifest from the rows of all shards, in their order, in memory that does not grow with the shards.
+
+    The rows' files are removed at the end, and at once where the manifest is there. Shards of MERGED rows in all share
+    a row group: 10 million images in 10,000 groups take hundreds of megabytes to open. Equal rows give equal bytes,
+    whoever wrote the shards and in which order. UserError where no shard has an image.
+    """
+    from pyarrow.parquet import ParquetWriter
+
+    folder = Path(folder)
+    paths = [path for _, path in _row_files(folder)]
+    if not (folder / MANIFEST).exists():
+        schema = _schema(paths)
+        if schema is None:
+            raise UserError(f"image set {folder.name} has no images; add at least one before closing it.")
+        with whole_file(folder / MANIFEST) as file, ParquetWriter(file, schema) as writer:
+            for table in _grouped(paths, schema):
+                writer.write_table(table)
+    for path in paths:
+        path.unlink()
+    return folder / MANIFEST
+
+
+def _schema(paths: Sequence[Path]) -> "pa.Schema | None":
+    """The columns of all shards' rows; None where there is no row."""
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+    found: dict[pa.Schema, None] = {}  # in order; nearly always one
+    for path in paths:
+        with _readable(path), ParquetFile(path) as file:
+            if file.metadata.num_rows:
+                found[file.schema_arrow.remove_metadata()] = None
+    return pa.unify_schemas(list(found), promote_options="permissive") if found else None
+
+
+def _grouped(paths: Sequence[Path], schema: "pa.Schema") -> "Iterator[pa.Table]":
+    """The rows of shards after one another, as tables of about MERGED rows."""
+    import pyarrow as pa
+
+    held = schema.empty_table()
+    for path in paths:
+        held = pa.concat_tables([held, _read_table(path)], promote_options="permissive")
+        if len(held) >= MERGED:
+            yield held.combine_chunks()
+            held = schema.empty_table()
+    if len(held):
+        yield held.combine_chunks()
+
+
+def _row_files(folder: Path) -> list[tuple[int, Path]]:
+    """(shard, file of its rows), in the order of the shards."""
+    return sorted((int(path.name.split(".")[0]), path) for path in folder.glob("*.rows.parquet"))
+
+
+def write_shard(folder, number: int, members: Iterable[tuple[bytes, dict]], sidecars: bool = False) -> None:
+    """Write one whole tar shard: (encoded image, row) pairs in order, nothing else, decide its bytes; rows are last.
+
+    sidecars: each image is followed by a member of the same name, `.json`: its row with its sha256, in one line.
+    """
     folder, name, rows = Path(folder), f"{number:05d}.tar", []
-    with _whole(folder / name) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+    with whole_file(folder / name) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for data, row in members:
             suffix = "jpg" if data[:2] == b"\xff\xd8" else "png" if data[:4] == b"\x89PNG" else "image"
-            info = tarfile.TarInfo(f"{row['class_id']:03d}/{row['image_id']}.{suffix}")  # mtime, uid and gid are 0
-            info.size = len(data)
-            offset = file.tell() + len(info.tobuf(tarfile.GNU_FORMAT))
-            tar.addfile(info, io.BytesIO(data))
+            stem = f"{row['class_id']:03d}/{row['image_id']}"
+            offset = _add_member(tar, f"{stem}.{suffix}", data)
             rows.append(_located(row, name, offset, data))
-    _write_rows(folder, number, rows)
+            if sidecars:
+                kept = {**row, "sha256": rows[-1]["sha256"]}
+                text = json.dumps(kept, ensure_ascii=False, allow_nan=False, default=lambda value: value.tolist())
+                _add_member(tar, f"{stem}.json", text.encode())
+    write_rows(folder, number, rows)
+
+
+def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Append a file to a tar; where its content begins."""
+    info = tarfile.TarInfo(name)  # mtime, uid and gid are 0
+    info.size = len(data)
+    offset = tar.offset + len(info.tobuf(tarfile.GNU_FORMAT))
+    tar.addfile(info, io.BytesIO(data))
+    return offset
 
 
 def write_flat(folder, number: int, members: Iterable[tuple[np.ndarray, dict]]) -> None:
     """Write one whole shard of decoded images: (uint8 (h, w, 3), row) pairs in order. The rows come last."""
     folder, name, rows = Path(folder), f"{number:05d}.rgb", []
-    with _whole(folder / name) as file:
+    with whole_file(folder / name) as file:
         for pixels, row in members:
             data = np.ascontiguousarray(pixels).data.cast("B")
             rows.append(_located(row, name, file.tell(), data))
             file.write(data)
-    _write_rows(folder, number, rows)
+    write_rows(folder, number, rows)
 
 
 def _located(row: dict, shard: str, offset: int, data) -> dict:
     return {**row, "shard": shard, "offset": offset, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _write_rows(folder: Path, number: int, rows: list[dict]) -> None:
+def write_rows(folder, number: int, rows: "list[dict] | pd.DataFrame") -> None:
+    """The rows of one shard, written after it: only then is it finished. COLUMNS come first, then the maker's own."""
     import pandas as pd
 
     table = pd.DataFrame(rows)
-    order = [*COLUMNS, *(column for column in table.columns if column not in COLUMNS)] if rows else []
-    artifacts.write_parquet(folder / f"{number:05d}.rows.parquet", table[order])
+    order = [*COLUMNS, *(column for column in table.columns if column not in COLUMNS)] if len(table) else []
+    artifacts.write_parquet(Path(folder) / f"{number:05d}.rows.parquet", table[order])
 
 
 @contextmanager
-def _whole(path: Path):
+def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file open for writing, of any length, that appears under its name only when all of it is on the disk."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -324,6 +388,22 @@ def _readable(path: Path):
         raise UserError(
             f"{path} is not readable Parquet; delete the folder {path.parent} and build it again."
         ) from error
+
+
+def _read_table(path: Path) -> "pa.Table":
+    from pyarrow.parquet import ParquetFile
+
+    with _readable(path), ParquetFile(path) as file:
+        return file.read()
+
+
+def _distinct(path: Path, column: str) -> set[str]:
+    """The values of one column, row group by row group."""
+    from pyarrow.parquet import ParquetFile
+
+    with _readable(path), ParquetFile(path) as file:
+        groups = (file.read_row_group(k, [column])[column].unique() for k in range(file.num_row_groups))
+        return {value for group in groups for value in group.to_pylist()}
 
 
 def _read_parquet(path: Path) -> "pd.DataFrame":
