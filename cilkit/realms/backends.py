@@ -1,54 +1,121 @@
-"""Where replies come from: a live model is any object with `id` and `reply`, kept replies are read by `Replayed`."""
+"""Where replies come from: kept ones, a model on this machine, a server, or any object with `id` and `reply`."""
 
+import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from cilkit.errors import UserError
-from cilkit.realms.prompts import VERSION, Message
+from cilkit.errors import UserError, near_name
+from cilkit.realms.prompts import SAMPLING, VERSION, Message
 from cilkit.realms.realm import read_json, slug
 
 KEPT = Path(__file__).resolve().parent.parent / "assets" / "realms"
+# Options that say where and how fast a model answers, not what it is asked: no artifact's key reads them.
+EXECUTION = ("base_url", "key_from", "timeout", "retries", "device")
+
+
+class NoReply(UserError):
+    """This one question got no usable answer; the next may. Any other UserError of a backend will come again."""
 
 
 class LanguageModel(Protocol):
-    """`id` names model, revision and sampling; `reply` answers a conversation with text."""
+    """What answers a conversation with text.
+
+    `id`: short, names backend, model and revision. `card`: what answered (backend, model, revision, licence, sampling,
+    versions), up to date after each reply; no key in it, nor a machine's paths. `cut`: whether the last reply ended at
+    max_tokens; such a reply is given back as it is.
+    """
 
     id: str
+    card: dict[str, Any]
+    cut: bool
 
-    def reply(self, messages: Sequence[Message]) -> str: ...
+    def reply(self, messages: Sequence[Message], schema: type | None = None) -> str:
+        """The raw text. `schema`: a pydantic model, JSON of which is asked for, and enforced where that is possible."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a live model draws its words. temperature 0: always the likeliest; the defaults are the paper's notebook's.
+
+    temperature and max_tokens (of one reply): read in source; top_p and seed: our decision.
+    """
+
+    temperature: float = SAMPLING["temperature"]
+    top_p: float = 1.0
+    max_tokens: int = SAMPLING["max_tokens"]
+    seed: int = 0
+
+    def __post_init__(self):
+        self._check("temperature", self.temperature >= 0 if _is_number(self.temperature) else False, "0 or more")
+        self._check("top_p", 0 < self.top_p <= 1 if _is_number(self.top_p) else False, "above 0, at most 1")
+        self._check("max_tokens", type(self.max_tokens) is int and self.max_tokens > 0, "a whole number, 1 or more")
+        self._check("seed", type(self.seed) is int, "a whole number")
+
+    def _check(self, name: str, good: bool, expected: str) -> None:
+        if not good:
+            raise UserError(f"{name} of a language model is {getattr(self, name)!r}; expected {expected}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class Replayed:
-    """Kept replies: a folder of JSON files, one a call, each with `origin`, `messages` and `reply` (a list of lines).
+    """Kept replies: a folder of JSON files, one a call, found by the messages that they answer, word for word.
 
-    A reply is found by the messages that it answers, word for word, so a changed prompt never gets an old answer.
+    Two forms are read: files kept with cilkit (`origin`, `prompts_version`, `sampling`, `messages` and `reply`, a list
+    of lines), and the `replies/` of a saved realm (`messages`, `text`, `source` and `model`, the card of the model that
+    answered), so that a realm can be asked for again without its model. A changed prompt never gets an old answer.
     """
+
+    cut = False
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.id = f"replayed: {self.folder.name}"
-        self._replies: dict[str, tuple[str, str]] = {}
-        for path in sorted(self.folder.glob("*.json")):
-            kept = read_json(path, ("origin", "prompts_version", "sampling", "messages", "reply"))
-            if not (isinstance(kept["reply"], list) and all(isinstance(line, str) for line in kept["reply"])):
-                raise UserError(f"{path}: expected 'reply' to be a list of lines of text; restore the file")
-            self._replies[_key(kept["messages"])] = (f"{self.folder.name}/{path.name}", "\n".join(kept["reply"]))
+        self.card: dict[str, Any] = {"backend": "replayed"}
+        inner = self.folder / "replies"
+        self._replies = dict(
+            self._read(path) for path in sorted((inner if inner.is_dir() else self.folder).glob("*.json"))
+        )
         if not self._replies:
             raise UserError(f"{self.folder} holds no kept replies (*.json); kept realms: {', '.join(kept_realms())}")
 
-    def reply(self, messages: Sequence[Message]) -> str:
-        return self._find(messages)[1]
+    def _read(self, path: Path) -> tuple[str, tuple[str, str, dict[str, Any]]]:
+        """The messages as a key, and (text, source, card)."""
+        kept = read_json(path, ("messages",))
+        if "text" in kept:
+            kept = read_json(path, ("subtype", "messages", "text", "source"))
+            text, source, card = kept["text"], kept["source"], kept.get("model") or {"backend": "replayed"}
+            if not (isinstance(text, str) and isinstance(source, str) and isinstance(card, dict)):
+                raise UserError(f"{path}: expected texts 'text' and 'source' and an object 'model'; restore the file")
+        else:
+            kept = read_json(path, ("origin", "prompts_version", "sampling", "messages", "reply"))
+            if not (isinstance(kept["reply"], list) and all(isinstance(line, str) for line in kept["reply"])):
+                raise UserError(f"{path}: expected 'reply' to be a list of lines of text; restore the file")
+            text, source = "\n".join(kept["reply"]), f"{self.folder.name}/{path.name}"
+            card = {"backend": "replayed", "origin": kept["origin"], "sampling": kept["sampling"]}
+        try:
+            return _key(kept["messages"]), (text, source, card)
+        except (KeyError, TypeError):
+            raise UserError(f"{path}: expected 'messages' to be objects with 'role' and 'content'") from None
+
+    def reply(self, messages: Sequence[Message], schema: type | None = None) -> str:
+        text, _, self.card = self._find(messages)
+        return text
 
     def source(self, messages: Sequence[Message]) -> str:
-        """The file that answers these messages."""
-        return self._find(messages)[0]
+        """The file that answers these messages, or for a saved realm's what it names as its reply's source."""
+        return self._find(messages)[1]
 
-    def _find(self, messages: Sequence[Message]) -> tuple[str, str]:
+    def _find(self, messages: Sequence[Message]) -> tuple[str, str, dict[str, Any]]:
         found = self._replies.get(_key(messages))
         if found is None:
             raise UserError(
-                f"no kept reply in {self.folder.name} answers {messages[-1]['content']!r} as it is asked now "
+                f"no kept reply in {self.folder.name} answers {messages[-1]['content']!r:.200} as it is asked now "
                 f"(prompts version {VERSION}); keep the defaults of foresee, or ask a live model"
             )
         return found
@@ -63,18 +130,59 @@ def kept_realms() -> list[str]:
     return sorted(folder.name.replace("-", " ") for folder in KEPT.iterdir() if folder.is_dir())
 
 
-def backend(llm: "str | LanguageModel", realm: str) -> LanguageModel:
-    """ "replayed" -> the kept replies of this realm; a folder -> the replies kept there; a model -> itself."""
+def backend(llm: "str | Path | LanguageModel", realm: str, **options: Any) -> LanguageModel:
+    """The language model that `llm` names. Loads and asks nothing yet.
+
+    llm: "replayed" (the replies kept with cilkit for this realm), a folder of kept replies or of a saved realm,
+    "local:NAME" (a transformers causal model by hub name or folder), "endpoint:MODEL" (a server), or a model itself.
+    options: of local and endpoint models temperature, top_p, max_tokens, seed; of local ones revision, device, dtype;
+    of endpoints base_url, key_from (the NAME of the environment variable with the key), timeout (s), retries.
+    """
     if not isinstance(llm, (str, Path)):
-        return llm
+        return _plain(llm, "a model object", options)
+    family, _, name = str(llm).partition(":")
+    if family == "local" and name:
+        from cilkit.realms.local import Local
+
+        return _live(Local, name, options)
+    if family == "endpoint" and name:
+        from cilkit.realms.endpoint import Endpoint
+
+        return _live(Endpoint, name, options)
     if str(llm) == "replayed":
         folder = KEPT / slug(realm)
         if not folder.is_dir():
             raise UserError(
                 f"no replies are kept for the realm {realm!r}; kept are: {', '.join(kept_realms())}. "
-                "Choose one of them, or pass a live model as llm"
+                "Choose one of them, or ask a live model: llm='local:NAME' or 'endpoint:MODEL'"
             )
-        return Replayed(folder)
+        return _plain(Replayed(folder), "'replayed'", options)
     if not Path(llm).is_dir():
-        raise UserError(f"llm {str(llm)!r} is neither 'replayed', a folder of kept replies, nor an object with reply()")
-    return Replayed(llm)
+        raise UserError(
+            f"llm {str(llm)!r} is neither 'replayed', a folder of kept replies, nor an object with reply(), nor does it "
+            "name a live model: 'local:NAME' (of transformers) or 'endpoint:MODEL' (of a server)"
+        )
+    return _plain(Replayed(llm), "a folder of kept replies", options)
+
+
+def _plain(model: LanguageModel, what: str, options: dict[str, Any]) -> LanguageModel:
+    if options:
+        raise UserError(f"{what} takes no options as a language model, got {', '.join(options)}; leave them out")
+    return model
+
+
+def _live(make: type, name: str, options: dict[str, Any]) -> LanguageModel:
+    known = [field.name for field in fields(Sampling)]
+    known += [key for key in inspect.signature(make).parameters if key not in ("name", "sampling")]
+    for option in options:
+        if option not in known:
+            raise UserError(
+                f"a language model of the kind {make.__name__.lower()!r} has no option {option!r}"
+                f"{near_name(option, known)}; it has {', '.join(known)}"
+            )
+    return make(name, **options)
+
+
+def missing_extra(package: str) -> UserError:
+    """What to say where the extra for live models is not installed."""
+    return UserError(f'{package} is not installed, which this language model needs; run pip install -e ".[llm]"')
