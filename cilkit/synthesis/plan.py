@@ -118,7 +118,7 @@ class Plan:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        about = json.loads((self._file.schema_arrow.metadata or {}).get(b"plan", b"{}"))
+        about = json.loads((self._file.metadata.metadata or {}).get(b"plan", b"{}"))
         if missing := [name for name in ("hash", "batch_size", "classes") if name not in about]:
             raise UserError(f"{self.path} is no plan (its {missing[0]} is missing); write one with write_plan")
         self.hash, self.batch_size, self.classes = about["hash"], about["batch_size"], about["classes"]
