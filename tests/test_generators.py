@@ -13,7 +13,8 @@ from cilkit.data.shards import open_set
 from cilkit.errors import UserError
 from cilkit.realms import foresee
 from cilkit.synthesis import glyphs, load_generator, make_plan, paint_plan
-from cilkit.synthesis.generators import EMBEDDED, PAPER
+from cilkit.synthesis.diffusion import PAPER
+from cilkit.synthesis.generators import EMBEDDED
 
 WEIGHTS = pytest.mark.skipif(not (EMBEDDED / "model_index.json").exists(), reason="the generator is not trained yet")
 

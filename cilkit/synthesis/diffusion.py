@@ -1,0 +1,398 @@
+"""Any diffusers pipeline in a folder as a generator: text-to-image, image-to-image, or conditioned on a class."""
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from importlib.util import find_spec
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cilkit.artifacts import canonical, sha256_of
+from cilkit.errors import UserError, near_name
+from cilkit.synthesis import pipelines
+from cilkit.synthesis.generators import OutOfMemory, demand
+from cilkit.synthesis.presets import Preset
+
+# Premonition's image notebook (read in source: Get_Images_from_Prompts.ipynb): miniSD at 256 x 256, fp16, no safety
+# checker (it blanks images), default scheduler, no negative prompt; low guidance for diversity; 20 images a call.
+PAPER = {"steps": 40, "guidance": 2.0, "negative_prompt": None, "batch_size": 20}
+# Settings that are recorded only where they are not these.
+OPTIONAL = {
+    "preset": "",
+    "fast": "",  # "steps" or "cache": the preset's declared faster variant
+    "revision": "",  # of the hub's model
+    "precision": "auto",  # "fp32" | "fp16" | "bf16"; auto: the preset's on a GPU, fp32 on a CPU
+    "scheduler_options": {},
+    "guidance_until": 1.0,  # the share of the steps that is guided; the rest cost half
+    "cache": "",  # diffusers' step caching: "attention-N" or "first-block-THRESHOLD"
+    "loras": [],  # safetensors files, folders or hub names, "@0.8" behind one scales it
+    "max_tokens": 0,  # of the T5, where it is not the pipeline's default
+    "safety_checker": False,  # the folder's own; what it blanks is painted again
+    "start": "",  # an image set whose images of the same class image-to-image begins with
+    "strength": 0.6,  # how much of a start image is noised away, in (0, 1]
+}
+EXECUTION = {"device": "auto", "compile": False, "channels_last": None}  # where and how fast, never recorded
+REPAINTS = 3  # times that a blank image is painted again, from another seed each
+
+
+class Diffusion:
+    """A diffusers pipeline in a folder. One `torch.Generator` an image, on the CPU, so that a seed means one noise.
+
+    settings: those of PAPER, size, scheduler (a short name of pipelines.SCHEDULERS or a class), OPTIONAL, EXECUTION.
+    """
+
+    def __init__(self, folder: Path, name: str, settings: dict[str, Any], preset: Preset | None = None):
+        self.folder, self.id, self.preset = Path(folder), name, preset or Preset()
+        self.spec = name if name == "embedded" or "/" in name else str(self.folder)
+        if not (self.folder / "model_index.json").is_file():
+            raise UserError(
+                f"{self.folder} holds no model_index.json; expected a diffusers folder (the weights of {name})"
+            )
+        self.paintable = self._json("paintable.json", {})
+        self.index = self._json("model_index.json", {})
+        self.given = dict(settings)
+        self.execution = {key: settings.get(key, default) for key, default in EXECUTION.items()}
+        self.options = self._resolved({key: value for key, value in settings.items() if key not in EXECUTION})
+        self.settings = {key: value for key, value in self.options.items() if value != OPTIONAL.get(key, ...)}
+        self.size, self.batch_size = self.options["size"], self.options["batch_size"]
+        self.repaints: dict[int, int] = {}
+
+    def _resolved(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Defaults, then the folder's own settings, the preset's, and what was asked for."""
+        own = {**PAPER, "size": self._native_size(), "scheduler": self._scheduler(), **OPTIONAL}
+        unknown = sorted(set(asked) - set(own))
+        if unknown:
+            raise UserError(
+                f"generator setting {unknown[0]!r} is unknown{near_name(unknown[0], own)}; known are {', '.join(own)}, "
+                f"{', '.join(EXECUTION)}"
+            )
+        of_folder = {key: value for key, value in self.paintable.get("settings", {}).items() if key in own}
+        of_preset = self.preset.with_fast(asked.get("fast", ""))
+        self.gpu_precision = of_preset.pop("precision", "fp16")
+        options = own | of_folder | of_preset | asked
+        options["scheduler"] = pipelines.SCHEDULERS.get(options["scheduler"], options["scheduler"])
+        _validate(options)
+        if options["negative_prompt"] and (options["guidance"] <= 1 or self.family == "Flux"):
+            raise UserError(
+                f"the negative prompt {options['negative_prompt']!r} would not be read: {self.id} paints "
+                f"{'without one' if self.family == 'Flux' else 'with guidance ' + str(options['guidance'])}; leave it "
+                "out, or set guidance above 1"
+            )
+        return options
+
+    @property
+    def family(self) -> str:
+        return pipelines.family(self.index.get("_class_name", ""))
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Class id by name of a class-conditional pipeline; nothing else has any."""
+        labels = self.index.get("id2label", {})
+        return {name.strip(): int(number) for number, names in labels.items() for name in names.split(",")}
+
+    @cached_property
+    def licence(self) -> str:
+        card = self.folder / "README.md"
+        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+        found = re.search(r"\A---\n.*?^license(?:_name)?:\s*(\S+)", text, re.DOTALL | re.MULTILINE)
+        return self.preset.licence or (found[1] if found else "")
+
+    def _json(self, name: str, default: dict) -> dict:
+        path = self.folder / name
+        if not path.is_file():
+            return default
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON ({error}); restore the generator's folder") from None
+
+    def _native_size(self) -> int:
+        """Pixels on a side: the denoiser's latent size times the autoencoder's reduction; 512 where one is untold."""
+        latent = (self._json("unet/config.json", {}) or self._json("transformer/config.json", {})).get("sample_size")
+        blocks = self._json("vae/config.json", {}).get("block_out_channels")
+        return latent * 2 ** (len(blocks) - 1) if isinstance(latent, int) and blocks else 512
+
+    def _scheduler(self) -> str:
+        return self._json("scheduler/scheduler_config.json", {}).get("_class_name", "unknown")
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the folder's files (cards and hidden files left out), its LoRAs and start images."""
+        files = [file for file in sorted(self.folder.rglob("*")) if file.is_file() and file.suffix != ".md"]
+        names = [file.relative_to(self.folder).as_posix() for file in files]
+        lines = [f"{name} {_sha256(file)}" for name, file in zip(names, files, strict=True) if name[0] != "."]
+        lines += [f"lora {_sha256(pipelines.lora_file(lora)[0])}" for lora in self.options["loras"]]
+        if self.options["start"]:
+            lines.append(f"start {_sha256(Path(self.options['start']) / 'manifest.parquet')}")
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def check(self, concepts: Sequence[str], prompts: Sequence[str] = ()) -> None:
+        families = self.paintable.get("concepts")
+        if families:
+            demand(concepts, [name for names in families.values() for name in names], self.id)
+        known = self.classes or (self._start.classes if self.options["start"] else None)
+        for name in concepts if known else ():
+            if name not in known:
+                raise UserError(
+                    f"the generator {self.id!r} has no class {name!r}{near_name(name, known)}; expected one of its "
+                    f"{len(known)} classes"
+                )
+        distinct = list(dict.fromkeys(prompts)) if not self.classes else []
+        counts, limit = self.tokens(distinct)
+        for prompt, tokens in zip(distinct, counts, strict=True):
+            if limit and tokens > limit:
+                raise UserError(
+                    f"the prompt {prompt!r} has {tokens} tokens, but {self.id} reads {limit}; shorten the description "
+                    "(realm.csv), for nothing is cut silently"
+                )
+
+    def tokens(self, prompts: Sequence[str]) -> tuple[list[int], int]:
+        """Tokens of each prompt under the text encoder that reads the fewest, and how many that are (0: not known)."""
+        limits = [limit for _, limit in self._tokenizers]
+        if not limits:
+            return [len(prompt.split()) for prompt in prompts], 0
+        count = [count for count, limit in self._tokenizers if limit == min(limits)]
+        return [max(one(prompt) for one in count) for prompt in prompts], min(limits)
+
+    @cached_property
+    def _tokenizers(self) -> list[tuple[Callable[[str], int], int]]:
+        """(prompt -> number of tokens, most tokens read) of every text encoder whose limit is known."""
+        folders = [self.folder / name for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
+        t5 = self.options["max_tokens"] or pipelines.T5_TOKENS.get(self.family, 0)
+        found = [_tokenizer(folder, self._json, t5) for folder in folders if folder.is_dir()]
+        return [one for one in found if 0 < one[1] < 100_000]  # a T5 without a limit of its own says 1e30
+
+    @cached_property
+    def _start(self) -> pipelines.StartImages:
+        return pipelines.StartImages(self.options["start"])
+
+    @cached_property
+    def device(self) -> str:
+        import torch
+
+        device = self.execution["device"]
+        return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+    @property
+    def precision(self) -> str:
+        """What is painted in: "fp32", "fp16" or "bf16"."""
+        on_gpu = self.gpu_precision if self.device.startswith("cuda") else "fp32"
+        return on_gpu if self.options["precision"] == "auto" else self.options["precision"]
+
+    @cached_property
+    def pipeline(self):
+        """The pipeline on its device, with its scheduler, LoRAs and caching."""
+        import torch
+        from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
+
+        kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+        blanking = "safety_checker" in self.index and not self.options["safety_checker"]
+        try:
+            with _quietly():
+                pipeline = DiffusionPipeline.from_pretrained(
+                    self.folder,
+                    torch_dtype=kinds[self.precision],
+                    use_safetensors=True,
+                    local_files_only=True,
+                    low_cpu_mem_usage=find_spec("accelerate") is not None,
+                    **({"safety_checker": None} if blanking else {}),
+                )
+                if self.options["start"] and "image" not in signature(pipeline.__call__).parameters:
+                    pipeline = AutoPipelineForImage2Image.from_pipe(pipeline)
+        except Exception as error:  # broken weights surface as several unrelated classes
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"generator {self.id} in {self.folder} cannot be loaded ({reason}); restore its files"
+            ) from None
+        pipeline.set_progress_bar_config(disable=True)
+        pipelines.prepare(pipeline, self.options, self._scheduler())
+        pipeline.to(self.device)
+        pipelines.hasten(pipeline, self.execution)
+        return pipeline
+
+    @cached_property
+    def _encoder(self) -> pipelines.Encoder | None:
+        """None for a pipeline whose encode_prompt is not known: it is handed its prompts as text."""
+        asked = self.options
+        if not self.family or self.classes:
+            return None
+        return pipelines.Encoder(self.pipeline, asked["guidance"] > 1, asked["negative_prompt"], asked["max_tokens"])
+
+    def paint(self, prompts: Sequence[str], seeds: Sequence[int], concepts: Sequence[str]) -> np.ndarray:
+        """uint8 (n, size, size, 3). Blank images (the safety checker's, or not finite) are painted again REPAINTS times
+        from derived seeds, counted in `repaints`; one that stays blank is given back so, for curation to reject."""
+        self.repaints = {}
+        images, blank = self._once(prompts, seeds, concepts)
+        for attempt in range(1, REPAINTS + 1):
+            again = np.flatnonzero(blank)
+            if not len(again):
+                break
+            self.repaints |= {int(i): attempt for i in again}
+            pick = [(prompts[i], derived_seed(seeds[i], attempt), concepts[i]) for i in again]
+            images[again], blank[again] = self._once(*map(list, zip(*pick, strict=True)))
+        return images
+
+    def _once(self, prompts, seeds, concepts, steps: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Images (n, size, size, 3) and which of them are blank (n,)."""
+        import torch
+
+        with _one_thread(torch), _memory(torch):
+            pipeline = self.pipeline
+            takes = signature(pipeline.__call__).parameters
+            arguments = self._arguments(list(prompts), list(seeds), list(concepts), steps or self.options["steps"])
+            pipelines.reset_cache(pipeline)
+            made = pipeline(**{key: value for key, value in arguments.items() if key in takes})
+        pixels = made.images  # float (n, size, size, 3) in [0, 1]
+        flagged = getattr(made, "nsfw_content_detected", None) or [False] * len(pixels)
+        broken = ~np.isfinite(pixels).all((1, 2, 3)) | (pixels == 0).all((1, 2, 3))
+        return np.round(255 * np.nan_to_num(pixels)).astype(np.uint8), broken | np.array(flagged, bool)
+
+    def _arguments(self, prompts: list[str], seeds: list[int], concepts: list[str], steps: int) -> dict[str, Any]:
+        import torch
+
+        asked = self.options
+        arguments = {
+            "height": self.size,
+            "width": self.size,
+            "num_inference_steps": steps,
+            "guidance_scale": asked["guidance"],
+            "generator": [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds],
+            "output_type": "np",
+            "use_resolution_binning": False,  # PixArt's: paints the nearest of its own shapes, then resizes
+        }
+        if self.classes:
+            return arguments | {"class_labels": [self.classes[name] for name in concepts]}
+        if asked["start"]:
+            arguments |= {"image": self._start.of(concepts, seeds, self.size), "strength": asked["strength"]}
+        if asked["guidance_until"] < 1 and asked["guidance"] > 1:
+            arguments |= pipelines.end_guidance(self.pipeline, asked["guidance_until"], steps)
+        if asked["max_tokens"]:
+            arguments["max_sequence_length"] = asked["max_tokens"]
+        if self._encoder:
+            return arguments | self._encoder(prompts)
+        negative = asked["negative_prompt"]
+        return arguments | {"prompt": prompts, "negative_prompt": None if negative is None else [negative] * len(seeds)}
+
+    def most_at_once(self) -> int:
+        """Images of one call that fit into the free device memory, from two small calls; 0 on a CPU: not known."""
+        return self._most if self.device.startswith("cuda") else 0
+
+    @cached_property
+    def _most(self) -> int:
+        import torch
+
+        first = next(iter(self.classes or (self._start.classes if self.options["start"] else ["a"])))
+
+        def peak(number: int) -> int:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            self._once([first] * number, list(range(number)), [first] * number, steps=4)
+            return torch.cuda.max_memory_allocated(self.device) - before
+
+        peak(1)  # what stays afterwards (kernels' workspaces, encoded prompts) is no image's
+        needed = peak(1), peak(3)
+        torch.cuda.empty_cache()
+        return fitting(torch.cuda.mem_get_info(self.device)[0], *needed)
+
+
+def fitting(free: int, of_one: int, of_three: int) -> int:
+    """Images that fit into 90 % of `free` bytes when one needs `of_one` and three need `of_three`; at least 1."""
+    each = max((of_three - of_one) / 2, 1.0)
+    return max(1, int((0.9 * free - (of_one - each)) / each))
+
+
+def derived_seed(seed: int, attempt: int) -> int:
+    """The seed, 63 bits, from which an image is painted again."""
+    text = canonical(["repaint", int(seed), attempt])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _validate(options: dict[str, Any]) -> None:
+    kinds = ("auto", "fp32", "fp16", "bf16")
+    rules = {
+        "precision": (options["precision"] in kinds, f"one of {', '.join(kinds)}"),
+        "guidance_until": (0 < options["guidance_until"] <= 1, "a share of the steps in (0, 1]"),
+        "strength": (0 < options["strength"] <= 1, "in (0, 1]"),
+        "steps": (options["steps"] >= 1, "1 or more"),
+        "size": (options["size"] >= 8 and options["size"] % 8 == 0, "pixels on a side, a multiple of 8"),
+        "batch_size": (options["batch_size"] >= 1, "1 or more"),
+    }
+    for name, (met, expected) in rules.items():
+        if not met:
+            raise UserError(f"generator setting {name}={options[name]!r}; expected {expected}")
+
+
+def _sha256(file: Path) -> str:
+    """The hub's cache names a large file by its sha256 already, behind a link."""
+    name = file.resolve().name
+    return name if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", name) else sha256_of(file)
+
+
+def _tokenizer(folder: Path, read: Callable[[str, dict], dict], t5: int) -> tuple[Callable[[str], int], int]:
+    card = read(f"{folder.name}/tokenizer_config.json", {})
+    limit = card.get("model_max_length", 0)
+    if t5 and str(card.get("tokenizer_class", "")).startswith("T5"):
+        limit = t5
+    if (folder / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer  # without torch
+
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return (lambda prompt: len(tokenizer.encode(prompt).ids)), limit
+    from transformers import AutoTokenizer
+
+    full = AutoTokenizer.from_pretrained(folder)
+    return (lambda prompt: len(full(prompt, truncation=False)["input_ids"])), limit or full.model_max_length
+
+
+@contextmanager
+def _memory(torch) -> Iterator[None]:
+    """The device's (or the machine's) memory ran out: one class for the caller, and what was held given back."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        reason = str(error).splitlines()[0][:200]
+    else:
+        return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    raise OutOfMemory(f"the device's memory ran out while painting ({reason}); paint fewer images at once")
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Loading takes a second; its progress bars and a renamed argument would be all that a notebook shows of it."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    of_diffusers.disable_progress_bar()
+    of_transformers.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        of_diffusers.enable_progress_bar()
+        of_transformers.enable_progress_bar()
+
+
+@contextmanager
+def _one_thread(torch) -> Iterator[None]:
+    """Sums run in one order only on one thread: the same bytes in a worker process and in a notebook's own."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
