@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cilkit import artifacts
+from cilkit.data import shards
 from cilkit.data.shards import open_set
 from cilkit.errors import Stopped, UserError
 from cilkit.realms import foresee
@@ -183,37 +184,31 @@ def test_killed_worker_is_reported_in_a_sentence(plan, tmp_path, monkeypatch):
         for hand in hands:
             hand.kill()
 
-    with pytest.raises(UserError, match=r"a painting process ended at batch \d+ \(killed.*paint again, with fewer"):
+    with pytest.raises(UserError, match="ended 7 times, the last one killed.*paint again, with fewer"):
         paint_plan(plan, "font-renderings", tmp_path, workers=2, progress=kill_all)
     paint_plan(plan, "font-renderings", tmp_path)
     assert len(open_set(tmp_path, verify=True)) == 63
 
 
-@pytest.mark.parametrize("function", ["save_npy", "atomic_write"])  # a batch, or a shard, that no longer fits
-def test_full_disk_is_one_sentence_and_painting_goes_on_later(plan, undisturbed, tmp_path, monkeypatch, function):
-    real, calls = getattr(artifacts, function), []
+@pytest.mark.parametrize("module, function", [(artifacts, "write_parquet"), (shards, "whole_file")])  # batch, shard
+def test_full_disk_is_one_sentence_and_painting_goes_on_later(
+    plan, undisturbed, tmp_path, monkeypatch, module, function
+):
+    real, calls = getattr(module, function), []
 
-    def full(path, content):
+    def full(path, *content):
         calls.append(path)
         if len(calls) > 5:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return real(path, content)
+        return real(path, *content)
 
     with monkeypatch.context() as patch, pytest.raises(UserError) as caught:
-        patch.setattr(artifacts, function, full)
+        patch.setattr(module, function, full)
         paint_plan(plan, Squares(), tmp_path, shard_size=10)
     assert "is full" in str(caught.value) and "of 63 images are kept" in str(caught.value)
     again = Squares()
     paint_plan(plan, again, tmp_path, shard_size=10)
     assert 0 < again.painted < 63 and files_of(tmp_path) == undisturbed
-
-
-def test_errors_of_workers_keep_their_meaning():
-    full = crew.describe(OSError(errno.ENOSPC, "No space left on device"))
-    assert full["errno"] == errno.ENOSPC
-    assert crew.describe(UserError("the prompt is too long")) == {"error": "the prompt is too long"}
-    other = crew.describe(RuntimeError("out of memory\nTraceback"))
-    assert "RuntimeError: out of memory" in other["error"] and "\n" not in other["error"]
 
 
 def test_folder_of_another_plan_or_generator_is_left_alone(plan, undisturbed, tmp_path):

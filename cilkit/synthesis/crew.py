@@ -1,4 +1,4 @@
-"""Several processes painting one plan: each loads the generator, is handed batches one by one, and answers in lines.
+"""Several processes painting one job on this machine; one that dies is replaced, its shard taken over.
 
 Processes of `python -m cilkit.synthesis.worker`, not multiprocessing: nothing of the notebook or script that asked is
 imported again, and a worker whose parent was killed sees its input end and leaves.
@@ -16,79 +16,88 @@ from pathlib import Path
 
 import cilkit
 from cilkit.errors import UserError
-from cilkit.synthesis.generators import Generator
+from cilkit.synthesis.job import Job
+
+RESTARTS = 3  # dead workers replaced, for each worker asked for
 
 
 class Crew:
-    """Workers for one generator. `scratch` takes their logs."""
+    """Workers for one job; their logs lie in its folder."""
 
-    def __init__(self, painter: Generator, scratch: Path):
-        spec = getattr(painter, "spec", None)
-        if spec is None:
-            raise UserError(
-                f"generator {painter.id!r} is an object of this process, which others cannot load; paint with workers=1"
-            )
-        self.order = {"spec": str(spec), "settings": getattr(painter, "given", {}), "digest": painter.digest}
-        self.scratch = scratch
+    def __init__(self, job: Job):
+        job.demand_spec()
+        self.job = job
 
-    def paint(self, requests: list[dict], workers: int) -> Iterator[int]:
-        """Yields the batch number of each request as it is done; closing the iterator ends the workers."""
-        waiting, done = queue.SimpleQueue(), queue.SimpleQueue()
-        for request in requests:
-            waiting.put(request)
-        hands = [self._start(number) for number in range(min(workers, len(requests)))]
-        for hand in hands:
-            threading.Thread(target=_feed, args=(hand, waiting, done), daemon=True).start()
+    def paint(self, workers: int) -> Iterator[int]:
+        """Yields the images of every batch painted; closing the iterator ends the workers."""
+        answers, left = queue.SimpleQueue(), RESTARTS * workers
+        hands = {number: self._hire(number, answers) for number in range(workers)}
         try:
-            for _ in requests:
-                answer = done.get()
-                if "error" in answer:
-                    raise self._exception(answer)
-                yield answer["batch"]
+            while hands:
+                number, answer = answers.get()
+                if answer is not None:
+                    yield images_of(answer)
+                elif (status := hands.pop(number).wait()) != 0:
+                    if left == 0:
+                        raise UserError(self._why(number, status, RESTARTS * workers + 1))
+                    left -= 1
+                    hands[number] = self._hire(number, answers)
         finally:
-            for hand in hands:
+            for hand in hands.values():
                 hand.kill()
                 hand.wait()
 
+    def _hire(self, number: int, answers: queue.SimpleQueue) -> subprocess.Popen:
+        hand = self._start(number)
+        threading.Thread(target=_listen, args=(number, hand, answers), daemon=True).start()
+        return hand
+
     def _start(self, number: int) -> subprocess.Popen:
-        package = str(Path(cilkit.__file__).resolve().parent.parent)
-        path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-        with open(self.scratch / f"worker-{number}.log", "wb") as log:
+        with open(self._log(number), "wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "cilkit.synthesis.worker", json.dumps(self.order)],
+                [sys.executable, "-m", "cilkit.synthesis.worker", str(self.job.path), "--tied"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": path},
+                env={**os.environ, **worker_environment()},
                 start_new_session=True,  # Ctrl-C in a terminal is the parent's to handle
             )
 
-    def _exception(self, answer: dict) -> Exception:
-        if answer.get("errno"):
-            return OSError(answer["errno"], answer["error"])
-        return UserError(answer["error"])
+    def _log(self, number: int) -> Path:
+        return self.job.path / f"worker-{number}.log"
+
+    def _why(self, number: int, status: int, times: int) -> str:
+        said = (self._log(number).read_text(errors="replace").strip().splitlines() or [""])[-1][:200]
+        how = "killed, perhaps for lack of memory" if status < 0 else f"with exit status {status}"
+        return (
+            f"painting processes ended {times} times, the last one {how}{said and f' ({said})'}; what is painted is kept: "
+            "paint again, with fewer workers"
+        )
 
 
-def _feed(hand: subprocess.Popen, waiting: queue.SimpleQueue, done: queue.SimpleQueue) -> None:
-    """Hand one worker batch after batch; put its answers, or how it died, into `done`."""
-    while True:
-        try:
-            request = waiting.get_nowait()
-        except queue.Empty:
-            return
-        try:
-            hand.stdin.write(json.dumps(request) + "\n")
-            hand.stdin.flush()
-            line = hand.stdout.readline()
-        except (OSError, ValueError):
-            line = ""
-        if not line:
-            batch, status = request["batch"], hand.wait()
-            why = "killed, perhaps for lack of memory" if status < 0 else f"exit status {status}"
-            done.put({"error": f"a painting process ended at batch {batch} ({why}); paint again, with fewer workers"})
-            return
-        done.put(json.loads(line))
+def worker_environment() -> dict[str, str]:
+    """One thread a worker, and this package importable."""
+    package = str(Path(cilkit.__file__).resolve().parent.parent)
+    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": path}
+
+
+def _listen(number: int, hand: subprocess.Popen, answers: queue.SimpleQueue) -> None:
+    """Put a worker's answers into the queue, and None when it has ended."""
+    for line in hand.stdout:
+        if line.endswith("\n"):
+            answers.put((number, json.loads(line)))
+    answers.put((number, None))
+
+
+def images_of(answer: dict) -> int:
+    """The images that a worker reports; raises what it met instead."""
+    if "error" not in answer:
+        return answer["images"]
+    if answer.get("errno"):
+        raise OSError(answer["errno"], answer["error"])
+    raise UserError(answer["error"])
 
 
 def describe(error: BaseException) -> dict:

@@ -1,36 +1,37 @@
-"""One painting process of a crew, `python -m cilkit.synthesis.worker ORDER`: requests in, answers out, in lines."""
+"""One painting process, `python -m cilkit.synthesis.worker JOB [--tied]`: works off a job's shards, a line a batch.
+
+Started by a `Crew`, or by hand on any machine that sees the job's folder. tied: it ends when its input does, which is
+when the process that started it is gone.
+"""
 
 import json
 import os
 import sys
+import threading
+from pathlib import Path
 
-from cilkit.artifacts import save_npy
-from cilkit.errors import UserError
 from cilkit.synthesis.crew import describe
-from cilkit.synthesis.generators import load_generator
-from cilkit.synthesis.paint import paint_batch
+from cilkit.synthesis.job import Job, work
 
 
-def main(order: dict) -> None:
-    """Load the generator, then paint batch after batch until the input ends or the parent is gone."""
+def main(folder: str, tied: bool) -> None:
+    """Paint until no shard is left. Answers in lines of JSON: {"images": painted now} or {"error": why it ends}."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print goes to the log, not among the answers
-    parent = os.getppid()
-    painter = load_generator(order["spec"], **order["settings"])
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            if painter.digest != order["digest"]:
-                raise UserError(f"generator {painter.id} changed while it was painting; run it again")
-            images = paint_batch(painter, request)
-            if os.getppid() != parent:
-                return  # the parent was killed, and another may be painting this batch already
-            save_npy(request["file"], images)
-            answer = {"batch": request["batch"]}
-        except Exception as error:  # the parent decides what it means
-            answer = describe(error)
-        print(json.dumps(answer), file=answers)
+    if tied:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        job = Job(Path(folder))
+        for images in work(job, job.load()):
+            print(json.dumps({"images": images}), file=answers)
+    except Exception as error:  # the parent decides what it means
+        print(json.dumps(describe(error)), file=answers)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(sys.argv[1], "--tied" in sys.argv)
