@@ -235,12 +235,11 @@ class Shards(Source):
 
     def __init__(self, folder: Path):
         self.folder = folder
-        table = self.columns("shard", "offset", "size", "height", "width", "class_name", "class_id")
-        self._shards, self._shard = _coded(table["shard"])
-        self._offset, self._size = table["offset"].to_numpy(), table["size"].to_numpy()
-        self.sizes = np.stack([table["height"], table["width"]], axis=1).astype(np.int32)
-        self.names, self.codes = _coded(table["class_name"])  # codes: (n,), indices into names
-        self._class_id = table["class_id"].to_numpy()
+        self._shards, self._shard = self._coded("shard")
+        self._offset, self._size, self._class_id = map(self._whole, ("offset", "size", "class_id"))
+        self.sizes = np.empty((len(self._size), 2), np.int32)
+        self.sizes[:, 0], self.sizes[:, 1] = self._whole("height"), self._whole("width")
+        self.names, self.codes = self._coded("class_name")  # codes: (n,), indices into names
         self.streamed = bool(3 * self.sizes.prod(axis=1, dtype=np.int64).sum() > IN_MEMORY)
 
     def columns(self, *names: str) -> "pa.Table":
@@ -256,6 +255,15 @@ class Shards(Source):
                 raise UserError(f"{path} lacks the column {missing[0]!r}; build the image set again.")
             with _readable(path):
                 return file.read(columns=list(names))
+
+    def _whole(self, name: str) -> np.ndarray:
+        """One column of numbers; one at a time, because a table of all would stand beside its copies."""
+        return self.columns(name)[name].to_numpy()
+
+    def _coded(self, name: str) -> tuple[list[str], np.ndarray]:
+        """A column of texts as (distinct texts, int (n,) indices into them)."""
+        coded = self.columns(name)[name].combine_chunks()
+        return coded.dictionary.to_pylist(), coded.indices.to_numpy()
 
     def class_names(self) -> list[str]:
         """The classes that occur, by class_id."""
@@ -372,12 +380,6 @@ class Flat(Shards):
             with open(self._path(row), "rb") as file:
                 self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return self._maps[shard]
-
-
-def _coded(column: "pa.ChunkedArray") -> tuple[list[str], np.ndarray]:
-    """A column of texts as (distinct texts, int (n,) indices into them)."""
-    coded = column.combine_chunks()
-    return coded.dictionary.to_pylist(), coded.indices.to_numpy()
 
 
 @contextmanager
