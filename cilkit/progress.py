@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,36 @@ class Progress:
             return
         self.last = time.monotonic()
         print(f"{self.what}: {describe(moment)}", file=self.stream, flush=True)
+
+
+class Pace:
+    """Progress over images: call it with images so far, in all, and words; it adds images/s and the time left.
+
+    The rate is that of the time since the first call, so that what an earlier attempt did does not count.
+    """
+
+    def __init__(self, what: str, stream: TextIO | None = None, every: float = 30.0) -> None:
+        self.lines = Progress(what, stream, every)
+        self.began: tuple[float, int] | None = None
+
+    def __call__(self, done: int, total: int, words: str = "") -> None:
+        now = time.monotonic()
+        if self.began is None:
+            self.began = now, done
+        seconds, images = now - self.began[0], done - self.began[1]
+        parts = [words] if words else [f"{done:,} of {total:,} images"]
+        if seconds > 0 and images > 0:
+            rate = images / seconds
+            parts += [f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s", left((total - done) / rate)]
+        self.lines(", ".join(parts))
+
+
+def left(seconds: float) -> str:
+    """ "2 h 05 min left": what people plan by."""
+    minutes = math.ceil(seconds / 60)
+    if seconds < 60:
+        return f"{math.ceil(seconds)} s left"
+    return f"{minutes} min left" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min left"
 
 
 @contextmanager

@@ -9,7 +9,8 @@ import pytest
 
 from cilkit.errors import UserError
 from cilkit.realms import Realm, Report, overlap
-from cilkit.realms.parsing import DESCRIPTION_LIMIT, Row, normal, parse_classes, parse_subtypes, without_repeats
+from cilkit.realms.parsing import DESCRIPTION_LIMIT, Row, normal, parse_classes, parse_subtypes
+from cilkit.realms.names import merged
 
 LISTS = Path(__file__).resolve().parents[2] / "shared" / "data" / "class_lists.json.gz"
 
@@ -116,7 +117,7 @@ def test_description_of_exactly_the_limit_stays():
 def test_repeats_are_found_whatever_case_width_or_spacing():
     rows = [Row("a", "Love Seat", "x"), Row("b", "ｌｏｖｅ　ｓｅａｔ", "y"), Row("b", "divan", "z")]
     report = Report()
-    assert [row.description for row in without_repeats(rows, report)] == ["x", "z"]
+    assert [row.description for row in merged(rows, report)] == ["x", "z"]
     assert report.count("repeated name") == 1
     assert normal("Stra\u00dfe") == normal("STRASSE")
 
@@ -128,7 +129,7 @@ def test_repeated_scientific_name_goes_even_under_another_common_name():
         Row("o", "Nightjar", "z", "Caprimulgus europaeus"),
     ]
     report = Report()
-    assert [row.name for row in without_repeats(rows, report)] == ["Oilbird", "Nightjar"]
+    assert [row.name for row in merged(rows, report)] == ["Oilbird", "Nightjar"]
     assert report.count("repeated scientific name") == 1
 
 
@@ -145,7 +146,7 @@ def test_dots_in_live_names_stay_whole_and_empty_common_names_become_scientific(
 def test_names_cut_at_a_dot_are_told_from_repeats():
     reply = "1; Brassica oleracea va; Cauliflower; White.\n2; Brassica oleracea va; Kale; Curly.\n"
     rows, report = classes(reply, "biological")
-    kept = without_repeats(rows, report)
+    kept = merged(rows, report)
     assert [(row.name, row.scientific_name) for row in kept] == [
         ("Cauliflower", "Brassica oleracea"),
         ("Kale", "Brassica oleracea"),

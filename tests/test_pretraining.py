@@ -50,5 +50,5 @@ def test_seeds_of_weights_and_of_data_are_apart(images):
 
 
 def test_a_loss_that_explodes_is_one_sentence(images):
-    with pytest.raises(UserError, match=r"pre-training loss is (nan|inf) in epoch 1; lower lr"):
+    with pytest.raises(UserError, match=r"loss is (nan|inf) in epoch 1 of 1, batch [12] of 3, at learning rate inf; lower lr"):
         pretraining.pretrain(images, epochs=1, **{**SMALL, "lr": float("inf")})

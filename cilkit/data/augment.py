@@ -1,6 +1,6 @@
-"""Random variants of whole float batches: the augmentations of the embedded benchmarks.
+"""Random variants of whole batches: the augmentations of the embedded benchmarks, and the colours of `pretrain_full`.
 
-No recipe here ever flips an image: mirrored characters are other shapes.
+No recipe of the embedded benchmarks ever flips an image: mirrored characters are other shapes.
 """
 
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cilkit.data import draws
 from cilkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,19 +47,11 @@ def augment(batch: "torch.Tensor", recipe: str, generator: "torch.Generator") ->
         return _brightness_contrast(batch, 0.3, (0.7, 1.3), generator)
     batch = _place(batch, (0.7, 1.15), 12.0, generator)
     batch = _brightness_contrast(_colours(batch, generator), 0.5, (0.5, 1.4), generator)
-    return batch + 0.05 * _normal(batch.shape, generator)
+    return batch + 0.05 * draws.normal(batch.shape, generator)
 
 
 def _uniform(n: int, low: float, high: float, generator):
-    import torch
-
-    return torch.rand(n, generator=generator) * (high - low) + low  # (n,)
-
-
-def _normal(shape, generator):
-    import torch
-
-    return torch.randn(shape, generator=generator)
+    return draws.uniform((n,), generator) * (high - low) + low  # (n,)
 
 
 def _shift(batch, pixels: int, generator):
@@ -67,7 +60,7 @@ def _shift(batch, pixels: int, generator):
 
     n, _, height, width = batch.shape
     padded = torch.nn.functional.pad(batch, (pixels,) * 4, mode="reflect")
-    top, left = torch.randint(0, 2 * pixels + 1, (2, n), generator=generator)
+    top, left = draws.integers(2 * pixels + 1, (2, n), generator, batch=1)
     rows = (top[:, None] + torch.arange(height))[:, None, :, None]  # (n, 1, h, 1)
     columns = (left[:, None] + torch.arange(width))[:, None, None, :]  # (n, 1, 1, w)
     return padded[torch.arange(n)[:, None, None, None], torch.arange(3)[None, :, None, None], rows, columns]
@@ -120,7 +113,65 @@ def _colours(batch, generator):
     n = len(batch)
     sign = torch.where(_uniform(n, 0, 1, generator) < 0.5, -1.0, 1.0).view(n, 1, 1, 1)
     grey = (_uniform(n, 0, 1, generator) < 0.2).view(n, 1, 1, 1)
-    order = torch.rand((n, 3), generator=generator).argsort(1)  # (n, 3), a permutation a row
-    weight = torch.rand((n, 3, 1, 1), generator=generator) * 0.6 + 0.7
+    order = draws.uniform((n, 3), generator).argsort(1)  # (n, 3), a permutation a row
+    weight = draws.uniform((n, 3, 1, 1), generator) * 0.6 + 0.7
     batch = batch[torch.arange(n)[:, None], order] * weight * sign
     return torch.where(grey, batch.mean(1, keepdim=True), batch)
+
+
+# ---------------------------------------------------------------- photographs and paintings of objects
+
+
+def colours(levels: "torch.Tensor", jitter: float, operations: int, magnitude: int, chance) -> "torch.Tensor":
+    """Colour jitter, then RandAugment, of whole levels 0 … 255, float (n, 3, h, w), on their device.
+
+    jitter: brightness, contrast and saturation, in this order (torchvision shuffles it: our decision), each by a factor
+            from 1 - jitter … 1 + jitter an image. No hue.
+    operations, magnitude: of torchvision's RandAugment, drawn for each image, with magnitude out of 30.
+    All chance is drawn on the CPU, from `chance`, before a pixel is touched.
+    """
+    import torch
+
+    n = len(levels)
+    factors = 1 + jitter * (2 * draws.uniform((n, 3), chance) - 1)
+    picked = draws.integers(len(_space(levels)), (n, operations), chance)
+    signs = draws.integers(2, (n, operations), chance)
+    factors = factors.to(levels.device).view(n, 3, 1, 1, 1)
+    levels = _blended(levels, 0.0, factors[:, 0])
+    levels = _blended(levels, _grey(levels).round_().mean((1, 2, 3), keepdim=True), factors[:, 1])
+    levels = _blended(levels, _grey(levels), factors[:, 2]).to(torch.uint8)
+    for number in range(operations):
+        levels = _operated(levels, picked[:, number], signs[:, number], magnitude)
+    return levels.float()
+
+
+def _blended(levels, other, factor):
+    return (levels * factor + other * (1 - factor)).clamp_(0, 255).floor_()
+
+
+def _grey(levels):
+    return (levels * levels.new_tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)  # (n, 1, h, w)
+
+
+def _space(levels) -> list[tuple]:
+    """Name, magnitudes and whether they have a sign, of each of torchvision's operations."""
+    from torchvision.transforms import RandAugment
+
+    space = RandAugment()._augmentation_space(31, tuple(levels.shape[-2:]))
+    return [(name, magnitudes, signed) for name, (magnitudes, signed) in space.items()]
+
+
+def _operated(levels, picked, signs, magnitude: int):
+    """One operation an image: those that share operation and sign go through it together."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.autoaugment import _apply_op
+
+    levels = levels.clone()
+    for number, (name, magnitudes, signed) in enumerate(_space(levels)):
+        strength = float(magnitudes[magnitude]) if magnitudes.ndim else 0.0
+        for sign in (0, 1):
+            rows = ((picked == number) & (signs == sign)).nonzero()[:, 0].to(levels.device)
+            if len(rows):
+                by = -strength if signed and sign else strength
+                levels[rows] = _apply_op(levels[rows], name, by, InterpolationMode.NEAREST, None)
+    return levels

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cilkit.data import draws
+
 FILTERS = ("bilinear", "bicubic")
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -71,6 +73,8 @@ class Preset:
     fill: tuple[int, ...] = (0, 0, 0)  # levels of the border; the mean, where it is 0 after normalising
     flip: float = 0.0
     brightness: float = 0.0
+    jitter: float = 0.0  # brightness, contrast and saturation, each by a factor 1 - jitter … 1 + jitter
+    rand_augment: tuple[int, int] = (0, 0)  # RandAugment's operations an image, and their magnitude out of 30
     short: int = 256
     squash: bool = False
     interpolation: str = "bicubic"
@@ -132,6 +136,14 @@ PRESETS = {
     "ranpac": Preset(_RANPAC, **_WIDE_CROP),
     "ranpac_cifar": Preset(_RANPAC + "; CIFAR is tested whole", **_WIDE_CROP, short=224),
     "icarl_cifar": Preset(_ICARL, **_PAD, fill=(129, 124, 112), mean=_CIFAR_MEAN, std=UNIT["std"]),
+    "pretrain_full": Preset(
+        "the specs' recipe for pre-training on synthetic images (no source of the paper's exists): crop and flip "
+        "[ours, specs 6]; strength of the jitter, no hue, RandAugment's 2 operations at 9 [ours]",
+        area=(0.2, 1.0),
+        flip=0.5,
+        jitter=0.4,
+        rand_augment=(2, 9),
+    ),
     "gmm": Preset(_GMM, area=(0.5, 1.0), short=224, **CLIP),
 }
 
@@ -139,7 +151,7 @@ PRESETS = {
 def _uniform(shape: tuple[int, ...], generator) -> np.ndarray:
     import torch
 
-    return torch.rand(shape, generator=generator, dtype=torch.float64).numpy()
+    return draws.uniform(shape, generator, dtype=torch.float64).numpy()
 
 
 def whole_images(sizes: np.ndarray) -> np.ndarray:

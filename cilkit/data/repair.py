@@ -17,7 +17,7 @@ from cilkit.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-CHECKED = ["image_id", "shard", "offset", "size", "sha256"]  # columns of the manifest that are compared with the shards
+CHECKED = ("image_id", "shard", "offset", "size", "sha256")  # columns without which nothing can be compared
 BLOCK = 512  # bytes; a tar ends with two blocks of zeros
 
 
@@ -83,8 +83,13 @@ def rebuild(folder: str | Path) -> Path:
     if not paths or paths[0].suffix != ".tar":
         raise UserError(f"{folder} holds no tar shards, so no manifest can be rebuilt; build the image set again")
     with tempfile.TemporaryDirectory(dir=folder, prefix="scratch-") as tables:
+        seen: dict[int, Path] = {}
         for path in paths:
-            shards.write_rows(tables, int(path.stem), _rows_of(path))
+            rows = _rows_of(path)
+            for row in rows:
+                if seen.setdefault(hash(row["image_id"]), path) != path:
+                    raise UserError(f"{path} holds {row['image_id']!r}, as another shard does; delete one of the two")
+            shards.write_rows(tables, int(path.stem), rows)
         for old in [folder / shards.MANIFEST, *folder.glob("*.rows.parquet")]:
             old.unlink(missing_ok=True)
         for rows in sorted(Path(tables).iterdir()):
@@ -123,14 +128,17 @@ def _listed(folder: Path) -> "Iterator[tuple[str, pd.DataFrame]]":
         raise UserError("the manifest is missing")
     try:
         with ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=CHECKED):
+            lacking = set(CHECKED) - set(file.schema_arrow.names)
+            for batch in file.iter_batches() if not lacking else ():
                 held = pd.concat([held, batch.to_pandas()], ignore_index=True)
                 cuts = np.flatnonzero(held["shard"].to_numpy()[1:] != held["shard"].to_numpy()[:-1]) + 1
                 for start, end in itertools.pairwise([0, *cuts.tolist()]):
                     yield held["shard"].iloc[start], held.iloc[start:end]
                 held = held.iloc[cuts[-1] if len(cuts) else 0 :]
     except Exception as error:  # pyarrow raises several unrelated classes for a damaged file
-        raise UserError("the manifest is not readable Parquet, or lacks a column") from error
+        raise UserError("the manifest is not readable Parquet") from error
+    if lacking:
+        raise UserError(f"the manifest lacks the column {min(lacking)!r}")
     if held is not None and len(held):
         yield held["shard"].iloc[0], held
 
@@ -190,16 +198,23 @@ def _beside(path: Path, rows: "pd.DataFrame", members: list[Member]) -> Iterator
             extra = path.stat().st_size - rows["size"].sum()
             yield Finding("orphan", path.name, f"{extra:,} bytes belong to no image of the manifest")
         return
-    listed = dict(zip(rows["offset"], rows["sha256"], strict=True))
-    hashes = {member.stem: listed[member.offset] for member in members if member.offset in listed}
+    listed = {row["offset"]: row for row in rows.to_dict("records")}
+    known = {member.stem: listed[member.offset] for member in members if member.offset in listed}
     with open(path, "rb") as file:
         for member in members:
             where = f"{path.name}: {member.name}"
             sidecar = member.name.endswith(".json")
-            if member.stem not in hashes or not (sidecar or member.offset in listed):
+            if member.stem not in known or not (sidecar or member.offset in listed):
                 yield Finding("orphan", where, "the manifest does not list this member")
-            elif sidecar and _row(_content(file, member)).get("sha256") != hashes[member.stem]:
+            elif sidecar and not _agree(_row(_content(file, member)), known[member.stem]):
                 yield Finding("altered", where, "the row beside the image is not the manifest's")
+
+
+def _agree(sidecar: dict, row: dict) -> bool:
+    """Whether the two say the same; what is missing in the manifest's row (NaN) may be absent beside the image."""
+    missing = {key for key, value in row.items() if value is None or value != value}
+    wanted = {key: value for key, value in row.items() if key not in missing | {"shard", "offset", "size"}}
+    return wanted == {key: value for key, value in sidecar.items() if key not in missing}
 
 
 def _walk(path: Path) -> tuple[list[Member], bool]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cilkit.data import recipes
-from cilkit.data.augment import RECIPES, augment, to_float
+from cilkit.data.augment import RECIPES, augment, colours, to_float
 from cilkit.data.recipes import FILTERS, Input, Plan, Preset
 from cilkit.errors import UserError, near_name
 
@@ -46,7 +46,15 @@ class Recipe:
         """
         if self.name in RECIPES:
             return augment(self.test(images), self.name, generator).to(device)
-        return self._apply(images, self.preset.train_plan(_sizes(images), self.size, generator), device)
+        plan = self.preset.train_plan(_sizes(images), self.size, generator)
+        if not self.preset.jitter:
+            return self._apply(images, plan, device)
+        from cilkit.data import resampling
+
+        levels = resampling.apply(images, plan, (0.0,) * 3, (1 / 255,) * 3, device).round_()
+        levels = colours(levels, self.preset.jitter, *self.preset.rand_augment, generator) / 255
+        mean, std = (levels.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return (levels - mean) / std
 
     def test(self, images, device="cpu") -> torch.Tensor:
         """The same without chance."""

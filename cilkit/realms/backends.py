@@ -159,8 +159,8 @@ def backend(llm: "str | Path | LanguageModel", realm: str, **options: Any) -> La
         return _plain(Replayed(folder), "'replayed'", options)
     if not Path(llm).is_dir():
         raise UserError(
-            f"llm {str(llm)!r} is neither 'replayed', a folder of kept replies, nor an object with reply(), nor does it "
-            "name a live model: 'local:NAME' (of transformers) or 'endpoint:MODEL' (of a server)"
+            f"llm {str(llm)!r} is neither 'replayed', a folder of kept replies, nor an object with reply(), nor "
+            "a live model: 'local:NAME' (of transformers) or 'endpoint:MODEL' (of a server)"
         )
     return _plain(Replayed(llm), "a folder of kept replies", options)
 

@@ -42,6 +42,7 @@ class Endpoint:
         self.card = {"backend": "endpoint", "model": name, "revision": "", "licence": ""}
         self.card["sampling"] = asdict(self.sampling)
         self._base_url, self._address, self._key, self._client = base_url, "", "", None
+        self._secrets: list[str] = []
         self._left_out: frozenset[str] = frozenset()
 
     def reply(self, messages: Sequence[Message], schema: type | None = None) -> str:
@@ -121,7 +122,9 @@ class Endpoint:
             "revision": self._plain(getattr(completion, "model", "")),
             "fingerprint": self._plain(getattr(completion, "system_fingerprint", "")),
             "server": urlsplit(self._address).hostname,  # without the port: a local server's changes
-            "sampling": {name: value for name, value in sampling.items() if name not in self._left_out},
+            "sampling": {
+                name: value for name, value in sampling.items() if name not in self._left_out - {"max_tokens"}
+            },
             "structured": "" if schema is None else "json_schema" if "response_format" in request else "in words",
             "versions": {"openai": version("openai")},
         }
@@ -143,6 +146,7 @@ class Endpoint:
             )
         if not (self._key.isascii() and self._key.isprintable()):
             raise UserError(f"environment variable {self.key_from} holds characters that no key has; set it anew")
+        self._secrets = [secret for secret in (self._key, *(user or ())) if secret]
         http = openai.DefaultHttpxClient(auth=user) if user else None
         self._client = openai.OpenAI(
             base_url=address,
@@ -202,7 +206,8 @@ class Endpoint:
 
     def _plain(self, text: Any) -> str:
         words = " ".join(text.split()) if isinstance(text, str) else ""
-        words = words.replace(self._key, "(key)") if self._key else words
+        for secret in self._secrets:
+            words = words.replace(secret, "(secret)")
         return "".join(character for character in words if character.isprintable())[:200]
 
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -72,17 +73,17 @@ class Local:
             self._tokenizer = AutoTokenizer.from_pretrained(self._source, **hub)
             model = AutoModelForCausalLM.from_pretrained(
                 self._source, dtype=self.dtype, use_safetensors=True, trust_remote_code=False, **hub
-            )
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            ).to(device)
+        except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
             raise UserError(
                 f"{self.id} cannot be loaded ({type(error).__name__}: {str(error)[:200]}); expected a causal language "
                 "model with its tokenizer as transformers saves them, weights in safetensors"
             ) from None
-        self._model = model.eval().to(device)
+        self._model = model.eval()
         self._chats = bool(self._tokenizer.chat_template)
         ends = self._model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
-        self._ends = {*ends, self._tokenizer.eos_token_id} - {None}
+        self._ends = sorted({*ends, self._tokenizer.eos_token_id} - {None})
         self.card |= {
             "licence": _licence(self._source, self._revision),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -124,57 +125,54 @@ class Local:
 
     def _how(self, schema: type | None) -> dict[str, Any]:
         """The arguments of `generate`: all of the sampling, so that none of it comes from the model's own defaults."""
-        hot = self.sampling.temperature > 0
-        drawing = {"temperature": self.sampling.temperature, "top_p": self.sampling.top_p, "top_k": 0} if hot else {}
-        how = {"do_sample": hot, "num_beams": 1, "repetition_penalty": 1.0, **drawing}
-        how["pad_token_id"] = next(iter(sorted(self._ends)), None)
-        padding = range(len(self._tokenizer), self._model.config.get_text_config().vocab_size)
-        if padding:  # rows of the output layer that stand for no token
-            how["suppress_tokens"] = list(padding)
+        how: dict[str, Any] = {"do_sample": self.sampling.temperature > 0, "num_beams": 1, "repetition_penalty": 1.0}
+        if how["do_sample"]:
+            how |= {"temperature": self.sampling.temperature, "top_p": self.sampling.top_p, "top_k": 0}
+        how |= {"eos_token_id": self._ends or None, "pad_token_id": self._ends[0] if self._ends else None}
+        never = list(range(len(self._tokenizer), self._model.config.get_text_config().vocab_size))  # no token at all
         if schema is not None:
-            how["logits_processor"] = [self._constraint(schema)]
+            constraint, outside = self._constraint(schema)
+            how["logits_processor"], never = [constraint], never + outside
         elif not self._chats:
             how |= {"stop_strings": [NEXT_SPEAKER], "tokenizer": self._tokenizer}
-        return how
+        return how | ({"suppress_tokens": never} if never else {})
 
-    def _constraint(self, schema: type) -> Any:
-        """A logits processor for one reply (they are single-use): JSON of the schema, without free white space."""
+    def _constraint(self, schema: type) -> tuple[Any, list[int]]:
+        """A logits processor for one reply (they are single-use), and tokens that it lets through against the rules.
+
+        Free white space, in which a weak model can spend all its tokens, is left out; Outlines' own call allows it.
+        Control characters, which JSON forbids in strings, pass xgrammar 0.2 where a string has a maximal length.
+        """
         try:
             import outlines
+            import xgrammar
             from outlines.backends.xgrammar import XGrammarBackend, XGrammarLogitsProcessor
         except ImportError:
             raise missing_extra("outlines (with xgrammar)") from None
         if self._xgrammar is None:
             self._xgrammar = XGrammarBackend(outlines.from_transformers(self._model, self._tokenizer))
+            words = xgrammar.TokenizerInfo.from_huggingface(self._tokenizer).decoded_vocab
+            self._control = [token for token, word in enumerate(words) if any(byte < 32 for byte in word)]
             self.card["versions"] |= {name: version(name) for name in ("outlines", "xgrammar")}
-        # Outlines' own call allows any white space, in which a weak model can spend all its tokens.
         compiled = self._xgrammar.grammar_compiler.compile_json_schema(schema, any_whitespace=False)
-        return XGrammarLogitsProcessor(compiled, "torch")
+        return XGrammarLogitsProcessor(compiled, "torch"), self._control
 
     def _seed(self, messages: Sequence[Message], schema: type | None) -> int:
         asked = [self.sampling.seed, list(messages), None if schema is None else schema.model_json_schema()]
         return int(hashlib.sha256(canonical(asked).encode()).hexdigest()[:15], 16)
 
 
-class _seeded:
+@contextmanager
+def _seeded(seed: int, device: "torch.device") -> Iterator[None]:
     """The generators that `generate` draws from, seeded inside and put back after."""
+    import torch
 
-    def __init__(self, seed: int, device: "torch.device"):
-        import torch
-
-        self._seed, self._cuda = seed, [device.index or 0] if device.type == "cuda" else []
-        self._fork = torch.random.fork_rng(devices=self._cuda)
-
-    def __enter__(self) -> None:
-        import torch
-
-        self._fork.__enter__()
-        torch.default_generator.manual_seed(self._seed)  # torch.manual_seed would seed every GPU as well
-        for index in self._cuda:
-            torch.cuda.default_generators[index].manual_seed(self._seed)
-
-    def __exit__(self, *error: Any) -> None:
-        self._fork.__exit__(*error)
+    gpus = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU as well
+        for gpu in gpus:
+            torch.cuda.default_generators[gpu].manual_seed(seed)
+        yield
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:
@@ -190,7 +188,9 @@ def _hash_of(folder: Path, revision: str) -> str:
         raise UserError(f"a folder has no revisions, got {revision!r} for {folder.name}; leave revision out")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json; expected a causal language model that transformers saved")
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".jinja", ".model"))
+    files = sorted(
+        path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt")
+    )
     return hashlib.sha256(canonical([[path.name, sha256_of(path)] for path in files]).encode()).hexdigest()
 
 

@@ -4,23 +4,33 @@ The formats are those of Premonition's prompt notebook (read in source: cl-premo
 Get_SD_Prompts_From_Realm.ipynb): a comma-separated list of subtypes, then for each subtype a table with ';' between
 its fields. The defects repaired here are those found in the three published class lists (stray spaces, repeated names,
 empty common names, names cut at a dot) and those that models are known for (words around the table, bold marks, a
-separator inside a description, descriptions over the limit). Every repair is a line of the report, none is silent.
+separator inside a description, descriptions over the limit). Live models are asked for JSON as well, and answer with
+lists and Markdown tables when they please: `parse_classes` takes all of these, keeps what is whole and reports the
+rest. Every repair is a line of the report, none is silent.
 """
 
 import csv
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from cilkit.errors import UserError
+from cilkit.realms.names import NAME_LIMIT, normal, plain, unusable, visible, without_markup
 
 DESCRIPTION_LIMIT = 180  # characters; asked for in the prompt and not enforced by the paper's notebook, enforced here
 COLUMNS = {
     "object": ("item_id", "item_name", "item_description"),
     "biological": ("item_id", "species_latin_name", "species_common_name", "species_description"),
 }
+FIELDS = {  # what models and the papers' tables call the fields of a class
+    **dict.fromkeys(["number", "item_id", "id", "#", "no", "no.", "item"], "number"),
+    **dict.fromkeys(["name", "item_name", "species_common_name", "common_name", "class_name"], "name"),
+    **dict.fromkeys(["scientific_name", "species_latin_name", "latin_name"], "scientific_name"),
+    **dict.fromkeys(["description", "item_description", "species_description"], "description"),
+}
+REPLY_LIMIT, LINE_LIMIT, LINES = 200_000, 20_000, 2_000  # characters and lines that are read; our decision
+SHOWN = 400  # characters of a text that a report repeats
 # Endings that remain of "var. botrytis", "subsp. pekinensis", "ssp. abietis", "'Nellie R. Stevens'", "St. John's wort".
 _CUT = re.compile(r"\s+(?:va|subs|ss)$")
 _CUT_OTHER = re.compile(r"(?:^St|\s[A-Z])$")
@@ -55,7 +65,7 @@ class Report:
     repairs: list[Repair] = field(default_factory=list)
 
     def add(self, where: str, what: str, before: str, after: str = "") -> None:
-        self.repairs.append(Repair(where, what, before, after))
+        self.repairs.append(Repair(where, what, before[:SHOWN], after[:SHOWN]))
 
     def count(self, what: str) -> int:
         return sum(repair.what == what for repair in self.repairs)
@@ -77,153 +87,256 @@ class Report:
         return pd.DataFrame(rows, columns=["where", "what", "before", "after"])
 
 
-def normal(text: str) -> str:
-    """The form in which two names are the same name: NFKC, case folded, single spaces, no bold marks at the ends."""
-    return _plain(text).casefold()
-
-
-def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).replace("**", "").split())
+_JSON = re.compile(r"^\s*[\[{]|\{\s*\"", re.MULTILINE)
+_BARE = re.compile(r"\s*[\[{].*[\]}]\s*", re.DOTALL)
+_STRUCTURED = re.compile(r"\s*(?:\||\d{1,4}\s*(?:[.)]|$)|[-*•]\s)")  # a row that broke off after its number counts
+_RULE = re.compile(r"[\s|:-]*-[\s|:-]*")  # the line below a Markdown table's head
+_ITEM = re.compile(
+    r"\s*(?:\d{1,4}[.)]|[-*•])\s+(?P<name>[^;]{1,160}?)(?:\s+[-–—]\s+|\s*[:–—]\s+|\s*:?$)(?P<description>.*)"
+)
+_LATIN = re.compile(r"[A-Z][a-z-]+(?: [a-z.×'-]+)+")
 
 
 def tidy(text: str, where: str, report: Report) -> str:
-    """The text in NFKC form with single spaces and without bold marks; reported when that changed it."""
-    tidied = _plain(text)
+    """The text without markup, control characters, bold marks and stray spaces; reported when that changed it."""
+    unmarked = without_markup(text) if "<" in text or "&" in text or not text.isascii() else text
+    tidied = plain(unmarked)
     if tidied != text:
-        marks = "bold marks" if "**" in text else "stray spaces"
-        report.add(where, marks, text, tidied)
+        what = "control characters" if visible(text) != text else "stray spaces"
+        what = "markup" if "<" in text and "<" not in tidied else "bold marks" if "**" in text else what
+        report.add(where, what, text, tidied)
     return tidied
 
 
+def field_of(title: str) -> str:
+    """Which field a column or a JSON key means: "number", "name", "scientific_name", "description", or ""."""
+    return FIELDS.get(normal(title).replace(" ", "_"), "")
+
+
+def readable(reply: str, where: str, report: Report) -> str:
+    """The reply up to REPLY_LIMIT, without characters that nobody sees."""
+    if len(reply) > REPLY_LIMIT:
+        report.add(where, f"reply over {REPLY_LIMIT:,} characters", reply)
+        reply = reply[:REPLY_LIMIT]
+    text = visible(reply)
+    if text != reply:
+        report.add(where, "control characters", reply, text)
+    return text
+
+
 def parse_subtypes(reply: str, where: str, report: Report) -> list[str]:
-    """The comma-separated list of subtypes (a numbered list of lines is taken too), without repeats.
+    """The subtypes of a reply, without repeats: a comma-separated list, a list of lines, or JSON.
 
     Where the notebook deletes every dot of the reply, only a dot that ends the list or numbers a line goes here: a dot
-    inside a name stays.
+    inside a name stays. Raises UserError where the reply holds no such list.
     """
-    subtypes: list[str] = []
-    for number, line in enumerate(reply.strip().splitlines(), 1):
-        place = f"{where}, line {number}"
-        if line.rstrip().endswith(":"):
-            report.add(place, "words around the list", line)
-            continue
-        line = re.sub(r"^\s*(?:\d+[.)]|[-*•])\s+", "", line).strip().removesuffix(".")
-        for part in next(csv.reader([line], skipinitialspace=True), []):
-            name = tidy(part.rstrip(), place, report)
-            if normal(name) in map(normal, subtypes):
-                report.add(place, "repeated subtype", name)
-            elif name:
-                subtypes.append(name)
+    text = readable(reply, where, report)
+    named = _json_subtypes(text, where, report) or _listed_subtypes(text, where, report)
+    subtypes: dict[str, str] = {}
+    for place, raw in named:
+        name = tidy(raw.strip(), place, report)
+        if normal(name) in subtypes:
+            report.add(place, "repeated subtype", name)
+        elif what := unusable(name):
+            report.add(place, what, name)
+        else:
+            subtypes[normal(name)] = name
     if not subtypes:
         raise UserError(f"{where}, line 1: expected a comma-separated list of subtypes, found nothing; ask again")
-    too_long = [name for name in subtypes if len(name) > 80]
+    too_long = [name for name in subtypes.values() if len(name) > NAME_LIMIT]
     if too_long:
-        raise UserError(f"{where}: expected a comma-separated list of short names, found {too_long[0]!r}; ask again")
-    return subtypes
-
-
-def parse_classes(reply: str, kind: str, subtype: str, where: str, report: Report) -> list[Row]:
-    """The rows of one reply with ';' between its fields, repaired one by one (repeats: see `without_repeats`).
-
-    Raises UserError naming the reply, the line and what was expected when a row cannot be read.
-    """
-    columns = COLUMNS[kind]
-    rows = []
-    for line, fields in _table(_records(reply, where, report), where, report):
-        place = f"{where}, line {line}"
-        if normal(fields[0]) == columns[0]:
-            columns = _header(fields, kind, place)
-            continue
-        values = dict(zip(columns, _fitted(fields, columns, place, report), strict=True))
-        rows.append(_row(values, kind, subtype, place, report))
-    if not rows:
-        raise UserError(f"{where}: expected rows of {'; '.join(columns)}, found none; ask again")
-    return rows
-
-
-def _records(reply: str, where: str, report: Report) -> list[tuple[int, list[str]]]:
-    """The reply read as CSV, every line a record: (line, fields), blank lines left out."""
-    lines = enumerate(reply.splitlines(), 1)
-    return [(number, _fields(line, f"{where}, line {number}", report)) for number, line in lines if line.strip()]
-
-
-def _fields(line: str, place: str, report: Report) -> list[str]:
-    form = {"delimiter": ";", "skipinitialspace": True}
-    try:
-        return next(csv.reader([line], strict=True, **form))
-    except csv.Error as error:
-        if "unexpected end" in str(error):
-            raise UserError(
-                f"{place}: expected fields separated by ';' with every quote closed on its line, "
-                f"found {line.strip()[:60]!r}; correct the line or ask again"
-            ) from None
-    report.add(place, "quotes inside a field", line, line)  # kept as they are: "Iceberg" rose
-    return next(csv.reader([line], quoting=csv.QUOTE_NONE, **form))
-
-
-def _table(records: list[tuple[int, list[str]]], where: str, report: Report) -> list[tuple[int, list[str]]]:
-    """The records without the words that a model writes before and after its table."""
-    numbered = re.compile(r"\s*\d+\s*([.)]|$)")  # a row that broke off after its number is no word around the table
-    inside = [index for index, (_, fields) in enumerate(records) if len(fields) > 1 or numbered.match(fields[0])]
-    first, last = (inside[0], inside[-1]) if inside else (len(records), -1)
-    for index, (line, fields) in enumerate(records):
-        if index < first or index > last:
-            report.add(f"{where}, line {line}", "words around the table", fields[0])
-    return records[first : last + 1]
-
-
-def _header(fields: list[str], kind: str, place: str) -> tuple[str, ...]:
-    found = tuple(normal(text) for text in fields)
-    if sorted(found) != sorted(COLUMNS[kind]):
         raise UserError(
-            f"{place}: expected the columns {'; '.join(COLUMNS[kind])}, found {'; '.join(found)}; ask again"
+            f"{where}: expected a comma-separated list of short names, found {too_long[0][:120]!r}; ask again"
         )
+    return list(subtypes.values())
+
+
+def _json_subtypes(text: str, where: str, report: Report) -> list[tuple[str, str]]:
+    if not _JSON.search(text):
+        return []
+    from cilkit.realms import schema
+
+    values, whole = schema.values_in(text)
+    names = [entry.get("name") for value in values for entry in schema.entries_in(value)] or schema.strings_in(text)
+    if not whole:
+        report.add(where, "JSON cut off or broken", text[-SHOWN:])
+    for name in names:
+        if not isinstance(name, str):
+            report.add(where, "wrong type", repr(name))
+    return [(where, name) for name in names if isinstance(name, str)]
+
+
+def _listed_subtypes(text: str, where: str, report: Report) -> list[tuple[str, str]]:
+    found = []
+    for number, line in enumerate(text.strip().splitlines()[:LINES], 1):
+        place = f"{where}, line {number}"
+        if line.rstrip().endswith(":") or line.startswith("```"):
+            report.add(place, "words around the list", line)
+            continue
+        line = re.sub(r"^\s*(?:\d+[.)]|[-*•])\s+", "", line[:LINE_LIMIT]).strip().removesuffix(".")
+        found += [(place, part) for part in next(csv.reader([line], skipinitialspace=True), []) if part.strip()]
     return found
 
 
-def _fitted(fields: list[str], columns: tuple[str, ...], place: str, report: Report) -> list[str]:
-    """As many fields as columns, the number first; a joined number is split off, a split description joined."""
-    joined = re.match(r"\s*(\d+)\s*[.)]\s*(\S.*)", fields[0])
-    if len(fields) == len(columns) - 1 and joined:
-        report.add(place, "number joined to the name", fields[0], joined[2])
-        fields = [joined[1], joined[2], *fields[1:]]
-    if len(fields) > len(columns):
-        rest = fields[len(columns) - 1 :]
-        report.add(place, "separator inside the description", ";".join(rest), ", ".join(map(str.strip, rest)))
-        fields = [*fields[: len(columns) - 1], ", ".join(text.strip() for text in rest if text.strip())]
-    if len(fields) != len(columns) or not re.fullmatch(r"\s*\d+[.)]?\s*", fields[0]):
-        raise UserError(
-            f"{place}: expected {len(columns)} fields '{'; '.join(columns)}' beginning with a number, "
-            f"found {'; '.join(fields)[:60]!r}; correct the line or ask again"
-        )
-    return fields
+def parse_classes(reply: str, kind: str, subtype: str, where: str, report: Report, strict: bool = False) -> list[Row]:
+    """The rows of one reply, repaired one by one (repeats: see `names.merged`).
+
+    Taken are JSON (with words around it, in a code fence, cut: its whole objects are kept), rows with ';' between the
+    fields, Markdown tables, and numbered or bulleted lists ("1. name - description"). What cannot be read is a line of
+    the report and left out. Raises UserError naming the reply, the line and what was expected where nothing can be
+    read; with `strict` (for files that a person can correct) at the first row that cannot.
+    """
+    text, rows, problems = readable(reply, where, report), [], []
+    for place, found, values in _json_classes(text, where, report) or _Lines(kind, where, report).read(text):
+        try:
+            rows.append(_row(values, kind, subtype, place, report))
+        except UserError as problem:
+            problems.append(problem)
+            report.add(place, "unreadable", found)
+    if problems and (strict or not rows):
+        raise problems[0]
+    if not rows:
+        raise UserError(f"{where}: expected rows of {'; '.join(COLUMNS[kind])}, found none; ask again")
+    return rows
 
 
-def _row(values: dict[str, str], kind: str, subtype: str, place: str, report: Report) -> Row:
-    values = {column: tidy(text, place, report) for column, text in values.items()}
-    if kind == "object":
-        row = Row(subtype, values["item_name"], values["item_description"], where=place)
-    else:
-        common, latin = values["species_common_name"], values["species_latin_name"]
-        row = Row(subtype, common, values["species_description"], latin, place)
-    return repaired(row, kind, report)
+Found = tuple[str, str, dict[str, str] | UserError]  # where, the text, its fields by name or why they cannot be read
 
 
-def repaired(row: Row, kind: str, report: Report) -> Row:
+def _json_classes(text: str, where: str, report: Report) -> list[Found]:
+    if not _JSON.search(text):
+        return []
+    from cilkit.realms import schema
+
+    values, whole = schema.values_in(text)
+    entries = [entry for value in values for entry in schema.entries_in(value)]
+    if entries and not whole:
+        report.add(where, "JSON cut off or broken", text[-SHOWN:])
+    if entries and not _BARE.fullmatch(text):
+        report.add(where, "words around the JSON", text)
+    places = [f"{where}, class {number}" for number in range(1, len(entries) + 1)]
+    return [(place, repr(one), schema.checked(one, place)) for place, one in zip(places, entries, strict=True)]
+
+
+class _Lines:
+    """A reply with one class a line: ';' between the fields, a Markdown table, or a list."""
+
+    def __init__(self, kind: str, where: str, report: Report):
+        self.where, self.report = where, report
+        self.titles = COLUMNS[kind]
+        self.columns = [field_of(title) for title in self.titles]
+
+    def read(self, text: str) -> Iterator[Found]:
+        """The lines from the first to the last that look like a class; those around them are reported."""
+        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()][:LINES]
+        inside = [index for index, (_, line) in enumerate(lines) if _STRUCTURED.match(line) or ";" in line]
+        first, last = (inside[0], inside[-1]) if inside else (len(lines), -1)
+        for index, (number, line) in enumerate(lines):
+            place = f"{self.where}, line {number}"
+            if index < first or index > last:
+                self.report.add(place, "words around the table", line)
+            elif not _RULE.fullmatch(line):
+                try:
+                    values = self._values(line, place)
+                except UserError as problem:
+                    values = problem
+                if values:
+                    yield place, line, values
+
+    def _values(self, line: str, place: str) -> dict[str, str]:
+        """One line's fields by name; none for a head line, which sets the columns of the lines below."""
+        if len(line) > LINE_LIMIT:
+            raise UserError(f"{place}: expected a class on each line, found {len(line):,} characters; ask again")
+        if item := _ITEM.fullmatch(line.replace("**", "")):
+            self.report.add(place, "list item, not a row", line)
+            return _listed(item)
+        table = line.strip().startswith("|")
+        fields = line.strip().strip("|").split("|") if table else self._fields(line, place)
+        known = [field_of(title) for title in fields]
+        if known[0] == "number" or sum(map(bool, known)) > 1:
+            self._head(fields, known, place)
+            return {}
+        return dict(zip(self.columns, self._fitted(fields, place), strict=True))
+
+    def _head(self, fields: list[str], known: list[str], place: str) -> None:
+        if not {"name", "scientific_name"} & set(known) or "" in known or len(set(known)) < len(known):
+            raise UserError(
+                f"{place}: expected the columns {'; '.join(self.titles)}, found {'; '.join(fields)[:200]}; ask again"
+            )
+        self.titles, self.columns = tuple(map(str.strip, fields)), known
+
+    def _fields(self, line: str, place: str) -> list[str]:
+        form = {"delimiter": ";", "skipinitialspace": True}
+        try:
+            return next(csv.reader([line], strict=True, **form))
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                raise UserError(
+                    f"{place}: expected fields separated by ';' with every quote closed on its line, "
+                    f"found {line.strip()[:60]!r}; correct the line or ask again"
+                ) from None
+        self.report.add(place, "quotes inside a field", line, line)  # kept as they are: "Iceberg" rose
+        return next(csv.reader([line], quoting=csv.QUOTE_NONE, **form))
+
+    def _fitted(self, fields: list[str], place: str) -> list[str]:
+        """As many fields as columns: a joined number is split off, a missing one added, a split description joined."""
+        columns = len(self.columns)
+        joined = re.match(r"\s*(?:(\d+)\s*[.)]|[-*•])\s*(\S.*)", fields[0])
+        if len(fields) == columns - 1 and self.columns[0] == "number":
+            if joined:
+                self.report.add(place, "number joined to the name", fields[0], joined[2])
+                fields = [joined[1] or "0", joined[2], *fields[1:]]
+            elif not fields[0].strip().isdigit():
+                self.report.add(place, "number missing", "; ".join(fields))
+                fields = ["0", *fields]
+        if len(fields) > columns:
+            rest = fields[columns - 1 :]
+            self.report.add(place, "separator inside the description", ";".join(rest), ", ".join(map(str.strip, rest)))
+            fields = [*fields[: columns - 1], ", ".join(text.strip() for text in rest if text.strip())]
+        numbered = self.columns[0] != "number" or re.fullmatch(r"\s*\d+[.)]?\s*", fields[0])
+        if len(fields) != columns or not numbered:
+            raise UserError(
+                f"{place}: expected {columns} fields '{'; '.join(self.titles)}' beginning with a number, "
+                f"found {'; '.join(fields)[:60]!r}; correct the line or ask again"
+            )
+        return fields
+
+
+def _listed(item: re.Match) -> dict[str, str]:
+    """The fields of "1. Blue tit (*Cyanistes caeruleus*) - description"."""
+    name, latin = item["name"].strip(" *_`"), ""
+    if (pair := re.fullmatch(r"(.+?)\s*\(([^()]+)\)", name)) and _LATIN.fullmatch(pair[2].strip(" *_`")):
+        name, latin = pair[1].strip(" *_`"), pair[2].strip(" *_`")
+    return {"name": name, "scientific_name": latin, "description": item["description"]}
+
+
+def _row(values: dict[str, str] | UserError, kind: str, subtype: str, place: str, report: Report) -> Row:
+    if isinstance(values, UserError):
+        raise values
+    named = {key: tidy(values.get(key, ""), place, report) for key in ("name", "scientific_name", "description")}
+    if normal(named["scientific_name"]) in ("n/a", "none", "-"):  # what models write for "has none"
+        named["scientific_name"] = ""
+    return repaired(Row(subtype, **named, where=place), report)
+
+
+def repaired(row: Row, report: Report) -> Row:
     """One row with its name, scientific name and description made usable; tidied text is expected."""
     latin = _CUT.sub("", row.scientific_name)
     cut = row.scientific_name if latin != row.scientific_name or _CUT_OTHER.search(latin) else ""
     if cut:
         report.add(row.where, "name cut at a dot", row.scientific_name, latin)
     name = row.name
-    if not name and kind == "biological":
+    if not name and latin:
         name = latin
         report.add(row.where, "empty common name", "", name)
     if not name:
         raise UserError(f"{row.where}: expected a name, found an empty field; correct the line or ask again")
+    if len(name) > NAME_LIMIT:
+        name = name[: name.rfind(" ", 1, NAME_LIMIT + 1) if " " in name[1:NAME_LIMIT] else NAME_LIMIT].strip()
+        report.add(row.where, f"name over {NAME_LIMIT} characters", row.name, name)
     if not row.description:
         report.add(row.where, "empty description", "")
-    return replace(row, name=name, scientific_name=latin, cut=cut, description=_limited(row, report))
+    return replace(row, name=name, scientific_name=latin[:NAME_LIMIT], cut=cut, description=_limited(row, report))
 
 
 def _limited(row: Row, report: Report) -> str:
@@ -236,28 +349,3 @@ def _limited(row: Row, report: Report) -> str:
     shortened = text[: end if end > 0 else DESCRIPTION_LIMIT]
     report.add(row.where, "description over the limit", text, shortened)
     return shortened
-
-
-def without_repeats(rows: Iterable[Row], report: Report) -> list[Row]:
-    """The rows of all subtypes, each scientific name and each name once: the first row that bears it is kept.
-
-    Names are compared case-folded in NFKC form, where the notebook compares exact strings. A scientific name cut at a
-    dot is reported and kept: seven cabbages were left as "Brassica oleracea va", and their common names differ.
-    """
-    kept, names, scientific, cuts = [], set(), set(), set()
-    for row in rows:
-        label = f"{row.name} ({row.scientific_name})" if row.scientific_name else row.name
-        name, latin = normal(row.name), normal(row.scientific_name)
-        if row.cut and row.cut in cuts and name not in names:
-            report.add(row.where, "scientific name shared, cut at a dot", label, label)
-        elif not row.cut and latin in scientific:
-            report.add(row.where, "repeated scientific name", label)
-            continue
-        elif name in names:
-            report.add(row.where, "repeated name", label)
-            continue
-        names.add(name)
-        cuts |= {row.cut} - {""}
-        scientific |= {"" if row.cut else latin} - {""}
-        kept.append(row)
-    return kept

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cilkit.artifacts import atomic_write, write_json
 from cilkit.errors import UserError
-from cilkit.realms import parsing, prompts, tables
+from cilkit.realms import names, parsing, prompts, tables
 
 FORMAT = 1  # of realm.json
 
@@ -107,7 +107,7 @@ class Realm:
                 rows += parsing.parse_classes(reply.text, kind, reply.subtype, where, report)
             else:
                 parsing.parse_subtypes(reply.text, where, report)
-        rows = parsing.without_repeats(rows, report)
+        rows = names.merged(rows, report)
         return cls.from_rows(name, kind, rows, replies), report
 
     @classmethod
@@ -168,7 +168,7 @@ class Realm:
 def _from_table(path: Path, name: str, kind: str | None, report: parsing.Report) -> Realm:
     form, table = tables.read_table(path)
     if form != "own":
-        rows = parsing.without_repeats(tables.published_rows(form, table, report), report)
+        rows = names.merged(tables.published_rows(form, table, report), report)
         return Realm.from_rows(name, kind or form, rows)
     for where, record in table:
         if not record["name"].strip() or not record["prompt"].strip():

@@ -65,5 +65,5 @@ def published_rows(kind: str, table: list[tuple[str, dict[str, str]]], report: R
         else:
             common, latin = values["species_common_name"], values["species_latin_name"]
             row = Row(values["subtype"], common, values["species_description"], latin, where)
-        rows.append(repaired(row, kind, report))
+        rows.append(repaired(row, report))
     return rows

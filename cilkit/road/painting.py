@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from cilkit import artifacts
-from cilkit.road.inputs import opener_of, upstream, verb_of, with_artifact
+from cilkit.progress import Progress
+from cilkit.road.inputs import device_of, opener_of, upstream, verb_of, with_artifact
 
-VERSION = 1  # part of the key: raise it when the same parameters come to mean another payload
+VERSION = 2  # part of the key: raise it when the same parameters come to mean another payload
 
 
 @verb_of("02_image_synthesis")
@@ -18,19 +20,43 @@ def paint(
     seed: int = 0,
     batch_size: int = 0,
     workers: int = 0,
+    style: str | Sequence[str] = "paper",
+    negative_prompt: str = "",
+    steps: int = 0,
+    guidance: float = -1.0,
+    size: int = 0,
+    scheduler: str = "",
+    precision: str = "",
+    fast: str = "",
+    long_prompts: str = "refuse",
+    executor: str = "processes",
+    address: str = "",
+    device: str = "auto",
 ):
-    """Paint `per_class` images of each concept; an `ImageSet` with `.artifact`.
+    """Paint `per_class` images of each concept; an `ImageSet` with `.artifact`, a data card beside the images.
 
-    generator:  "embedded", "font-renderings", or a diffusers folder or hub name.
+    generator:  "embedded", "font-renderings", a preset, or a diffusers folder or hub name.
     seed:       every image's own seed derives from it, its concept and its number.
     batch_size: images painted at once, part of what is painted; 0 takes the generator's recommendation.
-    workers:    processes (execution only: the bytes do not depend on it); 0 = one a core.
+    style:      "paper", "diversified" (another background, viewpoint and lighting an image), "plain", or endings.
+    negative_prompt, steps, guidance, size, scheduler, precision: of the generator; "", 0 and -1 take its own.
+    fast:       "steps" or "cache": the generator's declared faster variant, part of what is painted.
+    long_prompts: "refuse" or "shorten" those with more tokens than the generator reads.
+    workers:    processes or Ray actors (execution only, as all below: the bytes do not depend on it); 0 = one a GPU,
+                where there are none one a core.
+    executor:   "processes" of this machine, or "ray", at the `address` of a cluster ("" starts Ray here).
+    device:     "auto", "cpu", "cuda" …
     """
     from cilkit.data.shards import open_set
-    from cilkit.synthesis import load_generator, make_plan, paint_plan
+    from cilkit.synthesis import load_generator
 
     realm = upstream(realm, "realm")
-    painter = load_generator(generator)
+    asked = {"negative_prompt": negative_prompt, "steps": steps, "size": size, "scheduler": scheduler}
+    asked |= {"precision": precision, "fast": fast, "device": "" if device == "auto" else device}
+    settings = {name: value for name, value in asked.items() if value} | (
+        {"guidance": guidance} if guidance >= 0 else {}
+    )
+    painter = load_generator(generator, **settings)
     batch_size = batch_size or painter.settings["batch_size"]
     identity = {
         "generator": painter.id,
@@ -39,26 +65,60 @@ def paint(
         "per_class": per_class,
         "seed": seed,
         "batch_size": batch_size,
+        "style": style,
+        "long_prompts": long_prompts,
     }
-    workers = workers or _cores()
+    execution = {"workers": workers, "executor": executor, "device": device}
 
     def make(work: artifacts.Work) -> None:
-        plan = make_plan(realm, per_class=per_class, seed=seed, batch_size=batch_size, generator=painter)
-        measured = paint_plan(plan, generator, work.path, workers=workers, scratch=work.scratch)
-        artifacts.write_parquet(work.path / "plan.parquet", plan)
+        from cilkit.synthesis import cards, paint_plan
+        from cilkit.synthesis.plan import open_plan, write_plan
+
+        if device != "auto":
+            device_of(device)
+        path = work.path / "plan.parquet"
+        if not path.exists():
+            write_plan(path, realm, per_class, seed, batch_size, painter, style, long_prompts=long_prompts)
+        told = Progress(f"painting {realm.name}")
+        measured = paint_plan(
+            open_plan(path),
+            painter,
+            work.path,
+            workers=workers or _workers(painter, device),
+            scratch=work.scratch,
+            progress=lambda done, total: told(f"{done:,} of {total:,} images"),
+            executor=executor,
+            address=address,
+        )
+        counts = dict.fromkeys(realm.concept_names, per_class)
+        cards.write_card(work.path, realm=realm, generator=painter, counts=counts, style=_words(style))
         work.measure(**measured)
 
-    inputs = {"realm": realm.artifact}
-    artifact = artifacts.obtain("images", VERSION, identity, inputs, make, {"workers": workers})
+    artifact = artifacts.obtain("images", VERSION, identity, {"realm": realm.artifact}, make, execution)
     return with_artifact(open_set(artifact.path, classes=realm.concept_names), artifact)
 
 
 @opener_of("images")
 def open_images(artifact: artifacts.Artifact):
+    """A painted set; or a curated one, which names the images that it keeps of another."""
     from cilkit.data.shards import open_set
+    from cilkit.road.curating import KEEP, open_curated
 
+    if (artifact.path / KEEP).exists():
+        return open_curated(artifact)
     return with_artifact(open_set(artifact.path), artifact)
 
 
-def _cores() -> int:
+def _words(style: str | Sequence[str]) -> str:
+    return style if isinstance(style, str) else f"own endings: {' | '.join(style)}"
+
+
+def _workers(painter, device: str) -> int:
+    """One a GPU; one a core where there is none; one where nobody else can load the generator."""
+    from cilkit.synthesis.crew import gpus
+
+    if not hasattr(painter, "spec"):
+        return 1
+    if device != "cpu" and (cards := gpus()):
+        return len(cards) if device == "auto" else 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

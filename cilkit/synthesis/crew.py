@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import which
 
 import cilkit
 from cilkit.errors import UserError
@@ -60,9 +61,14 @@ class Crew:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, **worker_environment()},
+                env={**os.environ, **worker_environment(), **self._card(number)},
                 start_new_session=True,  # Ctrl-C in a terminal is the parent's to handle
             )
+
+    def _card(self, number: int) -> dict[str, str]:
+        """Which GPU a worker sees: they go round, unless the generator was told its device."""
+        cards = gpus() if self.job.order["given"].get("device", "auto") == "auto" else []
+        return {"CUDA_VISIBLE_DEVICES": cards[number % len(cards)]} if cards else {}
 
     def _log(self, number: int) -> Path:
         return self.job.path / f"worker-{number}.log"
@@ -71,8 +77,8 @@ class Crew:
         said = (self._log(number).read_text(errors="replace").strip().splitlines() or [""])[-1][:200]
         how = "killed, perhaps for lack of memory" if status < 0 else f"with exit status {status}"
         return (
-            f"painting processes ended {times} times, the last one {how}{said and f' ({said})'}; what is painted is kept: "
-            "paint again, with fewer workers"
+            f"painting processes ended {times} times, the last one {how}{said and f' ({said})'}; what is painted is "
+            "kept: paint again, with fewer workers"
         )
 
 
@@ -81,6 +87,18 @@ def worker_environment() -> dict[str, str]:
     package = str(Path(cilkit.__file__).resolve().parent.parent)
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     return {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": path}
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES knows."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [card.strip() for card in named.split(",") if card.strip() not in ("", "-1")]
+    if not Path("/proc/driver/nvidia").exists() and which("nvidia-smi") is None:
+        return []  # known without loading torch
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _listen(number: int, hand: subprocess.Popen, answers: queue.SimpleQueue) -> None:

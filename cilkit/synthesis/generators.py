@@ -59,7 +59,7 @@ def load_generator(spec: "str | Path | Generator" = "embedded", **settings) -> G
     spec, asked = str(spec), settings.get("preset", "")
     if spec == "font-renderings":
         return FontRenderings()
-    if spec in presets() and not (Path(spec) / "model_index.json").is_file():
+    if spec in presets() and spec != "embedded" and not (Path(spec) / "model_index.json").is_file():
         settings["preset"] = asked = asked or spec
         spec = preset(spec).model
     known = preset(asked) if asked else preset_of(spec)

@@ -64,7 +64,7 @@ class Job:
             "folder": os.path.relpath(folder, path),  # relative: another machine may see the disk under another name
             "plan": os.path.relpath(plan.path, path),
             "generator": painter.id,
-            "spec": str(painter.spec) if hasattr(painter, "spec") else None,
+            "spec": _absolute(painter.spec) if hasattr(painter, "spec") else None,
             "given": dict(getattr(painter, "given", {})),
             "origin": origin,
         }
@@ -160,6 +160,11 @@ def _number(path: Path) -> int:
     return int(path.name.split(".")[0].split("-")[0])
 
 
+def _absolute(spec: str) -> str:
+    """A generator's folder as every process finds it; a name as it is."""
+    return str(Path(spec).absolute()) if (Path(spec) / "model_index.json").is_file() else str(spec)
+
+
 def origin_of(plan_hash: str, painter: Generator) -> dict:
     """What every row of the manifest repeats: who painted it, how, after which plan."""
     settings = painter.settings
@@ -210,10 +215,9 @@ class Brush:
         self.painter, self.at_once = painter, 0  # 0: no limit met yet
 
     def paint(self, rows: "pd.DataFrame") -> tuple[np.ndarray, "pd.DataFrame"]:
-        """One batch: uint8 (n, size, size, 3), and its rows with batch_size (images really painted together) and
-        repainted (how often an image came out blank and was painted again)."""
-        most = getattr(self.painter, "most_at_once", int)()
-        self.at_once = min(self.at_once or len(rows), most or len(rows))
+        """One batch: uint8 (n, size, size, 3), and its rows with batch_size (images really painted together),
+        repainted (how often an image came out blank and was painted again) and precision."""
+        self.at_once = min(self.at_once or len(rows), self._most() or len(rows))
         images, sizes, repainted, start = [], [], [], 0
         while start < len(rows):
             part = rows.iloc[start : start + self.at_once]
@@ -231,7 +235,14 @@ class Brush:
             sizes += [len(part)] * len(part)
             repainted += [again.get(position, 0) for position in range(len(part))]
             start += len(part)
-        return np.concatenate(images), rows.assign(batch_size=sizes, repainted=repainted)
+        precision = getattr(self.painter, "precision", "")
+        return np.concatenate(images), rows.assign(batch_size=sizes, repainted=repainted, precision=precision)
+
+    def _most(self) -> int:
+        try:
+            return getattr(self.painter, "most_at_once", int)()
+        except OutOfMemory:  # it paints a few images to find out
+            return 1
 
 
 def paint_batch(painter: Generator, rows: "pd.DataFrame") -> np.ndarray:
