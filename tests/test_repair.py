@@ -124,6 +124,9 @@ def test_a_flipped_byte_in_a_sidecar_or_in_a_header(folder, whole):
     flip(folder / "00000.tar", content.index(b'"sha256": "') + 15)
     assert kinds(folder) == [("altered", "00000.tar: 000/bird-00000.json")]
     shutil.copy(whole / "00000.tar", folder / "00000.tar")
+    flip(folder / "00000.tar", content.index(b'"steps": 40') + 10)  # says 41 steps now
+    assert kinds(folder) == [("altered", "00000.tar: 000/bird-00000.json")]
+    shutil.copy(whole / "00000.tar", folder / "00000.tar")
     flip(folder / "00000.tar", row_of(folder, "bird-00003")["offset"] - 500)  # in the header's name
     assert kinds(folder) == [("altered", "00000.tar")]
     assert "cannot be read on behind 002/bird-00002.json" in str(examine(folder)[0])
@@ -135,6 +138,13 @@ def test_a_missing_shard_and_one_too_many(folder):
     (folder / "00001.tar").rename(folder / "00007.tar")
     assert kinds(folder) == [("missing", "00001.tar"), ("orphan", "00007.tar")]
     assert "6 images" in str(examine(folder)[0])
+
+
+def test_a_shard_that_is_there_twice_is_not_rebuilt_into_one_set(folder):
+    shutil.copy(folder / "00001.tar", folder / "00007.tar")
+    with pytest.raises(UserError, match="images twice, in 00001.tar and 00007.tar"):
+        rebuild(folder)
+    assert kinds(folder) == [("orphan", "00007.tar")]
 
 
 def test_an_orphan_member(folder):
@@ -160,7 +170,8 @@ def test_a_duplicated_id(folder):
     manifest = open_set(folder).manifest
     manifest.loc[7, "image_id"] = "bird-00002"
     artifacts.write_parquet(folder / MANIFEST, manifest)
-    (finding,) = examine(folder)
+    altered, finding = examine(folder)
+    assert (altered.kind, altered.where) == ("altered", "00001.tar: 001/bird-00007.json")
     assert (finding.kind, finding.where) == ("duplicate", "bird-00002")
     assert "2 times, in 00000.tar, 00001.tar" in finding.text
 

@@ -5,7 +5,7 @@ import itertools
 import json
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -83,13 +83,16 @@ def rebuild(folder: str | Path) -> Path:
     if not paths or paths[0].suffix != ".tar":
         raise UserError(f"{folder} holds no tar shards, so no manifest can be rebuilt; build the image set again")
     with tempfile.TemporaryDirectory(dir=folder, prefix="scratch-") as tables:
-        seen: dict[int, Path] = {}
+        hashes = []
         for path in paths:
             rows = _rows_of(path)
-            for row in rows:
-                if seen.setdefault(hash(row["image_id"]), path) != path:
-                    raise UserError(f"{path} holds {row['image_id']!r}, as another shard does; delete one of the two")
+            hashes.append(_hashed([row["image_id"] for row in rows]))
             shards.write_rows(tables, int(path.stem), rows)
+        values, counts = np.unique(np.concatenate(hashes), return_counts=True)
+        if (counts > 1).any():
+            value = values[counts > 1][0]
+            names = [path.name for path, own in zip(paths, hashes, strict=True) if value in own]
+            raise UserError(f"{folder} holds images twice, in {' and '.join(names)}; delete one of these shards")
         for old in [folder / shards.MANIFEST, *folder.glob("*.rows.parquet")]:
             old.unlink(missing_ok=True)
         for rows in sorted(Path(tables).iterdir()):
@@ -143,10 +146,11 @@ def _listed(folder: Path) -> "Iterator[tuple[str, pd.DataFrame]]":
         yield held["shard"].iloc[0], held
 
 
-def _hashed(ids: "pd.Series") -> np.ndarray:
+def _hashed(ids: Sequence[str]) -> np.ndarray:
+    """64 bits of each id, uint64 (n,): to find equal ones among ten million without holding them all."""
     from pandas.util import hash_array
 
-    return hash_array(ids.to_numpy(dtype=object), categorize=False)
+    return hash_array(np.array(list(ids), dtype=object), categorize=False)
 
 
 def _duplicates(folder: Path, hashes: np.ndarray) -> Iterator[Finding]:
