@@ -5,8 +5,8 @@ next is queued, one entry a request, after that `server.answer(body)` answers:
 
     server.then(text("..."), status(429, headers={"Retry-After": "0.01"}), cut(), slow(2, text("late")), ...)
 
-`server.requests` keeps what was asked: {"path", "headers" (lower case), "body"}. Without an `answer` of one's own it answers the
-questions of `cilkit.foresee` sensibly: subtypes and classes, as JSON or CSV, as asked.
+`server.requests` keeps what was asked: {"path", "headers" (names in lower case), "body"}. Without an `answer` of one's
+own it answers the questions of `cilkit.foresee` sensibly: subtypes and classes, as JSON or CSV, as asked.
 """
 
 import json
