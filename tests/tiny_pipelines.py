@@ -3,6 +3,7 @@
 `write(kind, folder)` saves one; KINDS lists them. Images are 32 x 32 (64 for FLUX), a step takes milliseconds.
 """
 
+import json
 from pathlib import Path
 
 from cilkit.synthesis.generators import EMBEDDED
@@ -19,6 +20,9 @@ def write(kind: str, folder, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         pipeline = KINDS[kind]()
     pipeline.save_pretrained(folder)
+    if kind == "dit":  # the published folder's index holds the names; save_pretrained leaves them out
+        index = Path(folder) / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"id2label": LABELS}))
     return Path(folder)
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.util import find_spec
@@ -92,10 +92,23 @@ class Diffusion:
         return pipelines.family(self.index.get("_class_name", ""))
 
     @property
+    def conditioning(self) -> str:
+        """What an image follows besides noise: "text", "image" (and text), or "class"."""
+        if "id2label" in self.index or self.index.get("_class_name") == "DiTPipeline":
+            return "class"
+        return "image" if self.options["start"] else "text"
+
+    @cached_property
     def classes(self) -> dict[str, int]:
         """Class id by name of a class-conditional pipeline; nothing else has any."""
         labels = self.index.get("id2label", {})
         return {name.strip(): int(number) for number, names in labels.items() for name in names.split(",")}
+
+    def _known(self) -> Collection[str] | None:
+        """The classes that it can paint; None: any."""
+        if self.conditioning == "class":
+            return self.classes
+        return self._start.classes if self.options["start"] else None
 
     @cached_property
     def licence(self) -> str:
@@ -115,7 +128,8 @@ class Diffusion:
 
     def _native_size(self) -> int:
         """Pixels on a side: the denoiser's latent size times the autoencoder's reduction; 512 where one is untold."""
-        latent = (self._json("unet/config.json", {}) or self._json("transformer/config.json", {})).get("sample_size")
+        denoiser = self._json("unet/config.json", {}) or self._json("transformer/config.json", {})
+        latent = denoiser.get("sample_size", 128 if self.family == "Flux" else None)  # FLUX's: read in its pipeline
         blocks = self._json("vae/config.json", {}).get("block_out_channels")
         return latent * 2 ** (len(blocks) - 1) if isinstance(latent, int) and blocks else 512
 
@@ -137,14 +151,14 @@ class Diffusion:
         families = self.paintable.get("concepts")
         if families:
             demand(concepts, [name for names in families.values() for name in names], self.id)
-        known = self.classes or (self._start.classes if self.options["start"] else None)
-        for name in concepts if known else ():
+        known = self._known()
+        for name in concepts if known is not None else ():
             if name not in known:
                 raise UserError(
                     f"the generator {self.id!r} has no class {name!r}{near_name(name, known)}; expected one of its "
                     f"{len(known)} classes"
                 )
-        distinct = list(dict.fromkeys(prompts)) if not self.classes else []
+        distinct = list(dict.fromkeys(prompts)) if self.conditioning != "class" else []
         counts, limit = self.tokens(distinct)
         for prompt, tokens in zip(distinct, counts, strict=True):
             if limit and tokens > limit:
@@ -166,8 +180,11 @@ class Diffusion:
         """(prompt -> number of tokens, most tokens read) of every text encoder whose limit is known."""
         folders = [self.folder / name for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
         t5 = self.options["max_tokens"] or pipelines.T5_TOKENS.get(self.family, 0)
-        found = [_tokenizer(folder, self._json, t5) for folder in folders if folder.is_dir()]
-        return [one for one in found if 0 < one[1] < 100_000]  # a T5 without a limit of its own says 1e30
+        found = [(folder, *_tokenizer(folder, self._json)) for folder in folders if folder.is_dir()]
+        encoder = {folder: folder.name.replace("tokenizer", "text_encoder") for folder in folders}
+        is_t5 = {folder for folder in folders if "T5" in str(self.index.get(encoder[folder]))}
+        known = [(count, t5 if t5 and folder in is_t5 else limit) for folder, count, limit in found]
+        return [one for one in known if 0 < one[1] < 100_000]  # a tokenizer without a limit of its own says 1e30
 
     @cached_property
     def _start(self) -> pipelines.StartImages:
@@ -193,7 +210,9 @@ class Diffusion:
         from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
 
         kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-        blanking = "safety_checker" in self.index and not self.options["safety_checker"]
+        unchecked = {"safety_checker": None, "requires_safety_checker": False}
+        if self.options["safety_checker"]:
+            unchecked = {}
         try:
             with _quietly():
                 pipeline = DiffusionPipeline.from_pretrained(
@@ -202,7 +221,7 @@ class Diffusion:
                     use_safetensors=True,
                     local_files_only=True,
                     low_cpu_mem_usage=find_spec("accelerate") is not None,
-                    **({"safety_checker": None} if blanking else {}),
+                    **{name: value for name, value in unchecked.items() if name in self.index},
                 )
                 if self.options["start"] and "image" not in signature(pipeline.__call__).parameters:
                     pipeline = AutoPipelineForImage2Image.from_pipe(pipeline)
@@ -221,7 +240,7 @@ class Diffusion:
     def _encoder(self) -> pipelines.Encoder | None:
         """None for a pipeline whose encode_prompt is not known: it is handed its prompts as text."""
         asked = self.options
-        if not self.family or self.classes:
+        if not self.family:
             return None
         return pipelines.Encoder(self.pipeline, asked["guidance"] > 1, asked["negative_prompt"], asked["max_tokens"])
 
@@ -267,7 +286,7 @@ class Diffusion:
             "output_type": "np",
             "use_resolution_binning": False,  # PixArt's: paints the nearest of its own shapes, then resizes
         }
-        if self.classes:
+        if self.conditioning == "class":
             return arguments | {"class_labels": [self.classes[name] for name in concepts]}
         if asked["start"]:
             arguments |= {"image": self._start.of(concepts, seeds, self.size), "strength": asked["strength"]}
@@ -276,7 +295,7 @@ class Diffusion:
         if asked["max_tokens"]:
             arguments["max_sequence_length"] = asked["max_tokens"]
         if self._encoder:
-            return arguments | self._encoder(prompts)
+            return arguments | {"negative_prompt": None} | self._encoder(prompts)
         negative = asked["negative_prompt"]
         return arguments | {"prompt": prompts, "negative_prompt": None if negative is None else [negative] * len(seeds)}
 
@@ -288,7 +307,7 @@ class Diffusion:
     def _most(self) -> int:
         import torch
 
-        first = next(iter(self.classes or (self._start.classes if self.options["start"] else ["a"])))
+        first = next(iter(self._known() or ["a"]))
 
         def peak(number: int) -> int:
             torch.cuda.empty_cache()
@@ -336,11 +355,8 @@ def _sha256(file: Path) -> str:
     return name if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", name) else sha256_of(file)
 
 
-def _tokenizer(folder: Path, read: Callable[[str, dict], dict], t5: int) -> tuple[Callable[[str], int], int]:
-    card = read(f"{folder.name}/tokenizer_config.json", {})
-    limit = card.get("model_max_length", 0)
-    if t5 and str(card.get("tokenizer_class", "")).startswith("T5"):
-        limit = t5
+def _tokenizer(folder: Path, read: Callable[[str, dict], dict]) -> tuple[Callable[[str], int], int]:
+    limit = read(f"{folder.name}/tokenizer_config.json", {}).get("model_max_length", 0)
     if (folder / "tokenizer.json").is_file():
         from tokenizers import Tokenizer  # without torch
 

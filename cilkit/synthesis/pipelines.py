@@ -61,10 +61,13 @@ class Encoder:
     def __init__(self, pipeline, guided: bool, negative_prompt: str | None, max_tokens: int = 0):
         self.pipeline, self.guided, self.negative_prompt = pipeline, guided, negative_prompt
         self.names = ENCODED[family(type(pipeline).__name__)]
-        takes = signature(pipeline.encode_prompt).parameters
+        takes, call = (signature(method).parameters for method in (pipeline.encode_prompt, pipeline.__call__))
         self.takes_guidance = "do_classifier_free_guidance" in takes
-        default = signature(pipeline.__call__).parameters.get("max_sequence_length")
-        self.extra = {"max_sequence_length": max_tokens or default.default} if default else {}
+        if negative_prompt is None and "negative_prompt" in call:
+            self.negative_prompt = call["negative_prompt"].default
+        self.extra = {name: None for name in ("prompt_2", "prompt_3") if name in takes}
+        if "max_sequence_length" in call:
+            self.extra["max_sequence_length"] = max_tokens or call["max_sequence_length"].default
         self.part = 1 if pipeline.device.type == "cpu" else 8
         self.kept: OrderedDict[str, dict] = OrderedDict()  # prompt -> {name: (1, ...)}
         self.negative: dict[str, Any] | None = None
