@@ -1,12 +1,10 @@
 """Every reply of a language model, kept on disk the moment it arrives: an interrupted asking goes on from there."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-from cilkit.artifacts import write_json
 from cilkit.realms.prompts import Message
-from cilkit.realms.realm import Reply, read_replies
+from cilkit.realms.realm import Reply, read_replies, write_reply
 
 
 class Journal:
@@ -27,7 +25,3 @@ class Journal:
         self.replies[number : number + 1] = [reply]
         if self.folder:
             write_reply(self.folder, number + 1, reply)
-
-
-def write_reply(folder: Path, number: int, reply: Reply) -> None:
-    write_json(folder / "replies" / f"{number:03d}.json", asdict(reply))

@@ -178,15 +178,21 @@ def _listed_subtypes(text: str, where: str, report: Report) -> list[tuple[str, s
     return found
 
 
-def parse_classes(reply: str, kind: str, subtype: str, where: str, report: Report, strict: bool = False) -> list[Row]:
+def parse_classes(
+    reply: str, kind: str, subtype: str, where: str, report: Report, strict: bool = False, cut: bool = False
+) -> list[Row]:
     """The rows of one reply, repaired one by one (repeats: see `names.merged`).
 
     Taken are JSON (with words around it, in a code fence, cut: its whole objects are kept), rows with ';' between the
     fields, Markdown tables, and numbered or bulleted lists ("1. name - description"). What cannot be read is a line of
     the report and left out. Raises UserError naming the reply, the line and what was expected where nothing can be
-    read; with `strict` (for files that a person can correct) at the first row that cannot.
+    read; with `strict` (for files that a person can correct) at the first row that cannot. cut: the reply ended at
+    max_tokens, so its last line is not whole.
     """
     text, rows, problems = readable(reply, where, report), [], []
+    if cut and not _JSON.search(text):
+        text, _, rest = text.rpartition("\n")
+        report.add(where, "cut at max_tokens", rest)
     for place, found, values in _json_classes(text, where, report) or _Lines(kind, where, report).read(text):
         try:
             rows.append(_row(values, kind, subtype, place, report))

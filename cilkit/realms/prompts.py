@@ -3,7 +3,7 @@
 The road (read in source: cl-premonition/premonition, Get_SD_Prompts_From_Realm.ipynb): realm -> subtypes, then for
 every subtype -> classes with descriptions. Both calls are one-shot: a system message, an exemplar question and answer,
 and the question. The requirements are the notebook's, paraphrased; the counts, the description limit and the templates
-are its. Its protocol is CSV; JSON, which a backend can enforce, is asked for in otherwise the same words (our decision).
+are its. Its protocol is CSV; JSON, which a backend can enforce, is asked for in otherwise equal words (our decision).
 """
 
 import json
@@ -65,7 +65,7 @@ You are given {given}.
 _CLASSES_FORM = {
     "csv": """Write CSV with ';' between the fields, in the columns {columns}.
 4. Never write ';' inside a field, and never write '**'.""",
-    "json": """Write JSON of the form {{"classes": [{{"name": "...", "scientific_name": {latin}, "description": "..."}}]}}.
+    "json": """Write JSON: {{"classes": [{{"name": "...", "scientific_name": {latin}, "description": "..."}}, ...]}}.
 4. Write plain text in every field, without any markup.""",
 }
 _GIVEN = {
@@ -199,7 +199,7 @@ def _one_shot(system: str, exemplar: tuple[str, str], question: str) -> list[Mes
 
 
 def check_template(template: str) -> str:
-    """A template of one's own, e.g. "A pencil drawing of {name}, {description}"; UserError for what cannot be filled."""
+    """A template of one's own, e.g. "A pencil drawing of {name}, {description}"; UserError for one that is none."""
     try:
         parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:

@@ -2,12 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from cilkit.artifacts import atomic_write, write_json
-from cilkit.errors import UserError
+from cilkit.errors import UserError, near_name
 from cilkit.realms import names, parsing, prompts, tables
 
 FORMAT = 1  # of realm.json
@@ -32,17 +34,27 @@ class Reply:
     messages: tuple[prompts.Message, ...]
     text: str
     source: str  # where the text came from: a file, or a model's id
+    model: dict[str, Any] = field(default_factory=dict)  # the model's card: revision, sampling, versions
+    template_version: str = ""  # of the words that were asked, see prompts.PROTOCOLS
+    attempt: int = 1
+    error: str = ""  # why it was asked again; the text was not used
+
+    @property
+    def cut(self) -> bool:
+        """Whether it ended at max_tokens."""
+        return bool(self.model.get("cut"))
 
 
 @dataclass(frozen=True)
 class Realm:
-    """`kind`: "object", "biological", or "free" (concepts with prompts of their own, asked of no language model)."""
+    """`kind`: "object", "biological", or "free" (prompts by a `template` of one's own, or written by hand)."""
 
     name: str
     kind: str
     subtypes: tuple[str, ...]
     concepts: tuple[Concept, ...]
     replies: tuple[Reply, ...] = field(default=(), repr=False)
+    template: str = ""  # "": the paper's
 
     def __post_init__(self):
         if self.kind not in prompts.KINDS:
@@ -92,39 +104,106 @@ class Realm:
     def _of(self, concepts: Sequence[Concept]) -> "Realm":
         present = {concept.subtype for concept in concepts}
         subtypes = tuple(subtype for subtype in self.subtypes if subtype in present)
-        return Realm(self.name, self.kind, subtypes, tuple(concepts), self.replies)
+        return replace(self, subtypes=subtypes, concepts=tuple(concepts))
+
+    def corrected(
+        self,
+        drop: Sequence[str] = (),
+        rename: Mapping[str, str] = MappingProxyType({}),
+        describe: Mapping[str, str] = MappingProxyType({}),
+        add: Sequence[Mapping[str, str]] = (),
+    ) -> "Realm":
+        """The realm with concepts left out, renamed, described anew, and added; their prompts written anew.
+
+        rename: old name -> new name; describe: (old) name -> description; add: {"name", "description", "subtype",
+        "scientific_name"}, all but the name may be missing. The replies stay as they were.
+        """
+        known = {parsing.normal(name): name for name in self.concept_names}
+        for name in [*drop, *rename, *describe]:
+            if parsing.normal(name) not in known:
+                hint = near_name(name, self.concept_names)
+                raise UserError(f"realm {self.name!r} has no concept {name!r}{hint}; see realm.concept_names")
+        for name in [*rename.values(), *(one.get("name", "") for one in add)]:
+            if names.unusable(name) or len(name) > names.NAME_LIMIT or names.plain(name) != name:
+                raise UserError(
+                    f"{name!r:.100} cannot name a concept; expected 1 to {names.NAME_LIMIT} plain characters"
+                )
+        dropped = set(map(parsing.normal, drop))
+        renamed = {parsing.normal(old): new for old, new in rename.items()}
+        described = {parsing.normal(name): text for name, text in describe.items()}
+        concepts = []
+        for concept in self.concepts:
+            key = parsing.normal(concept.name)
+            new = replace(
+                concept,
+                name=renamed.get(key, concept.name),
+                description=described.get(key, concept.description),
+            )
+            if key not in dropped:
+                concepts.append(concept if new == concept else replace(new, prompt=self._prompt(new, concept)))
+        for one in add:
+            new = _concept_of(one)
+            concepts.append(replace(new, prompt=self._prompt(new)))
+        extended = replace(self, subtypes=tuple(dict.fromkeys([*self.subtypes, *(one.subtype for one in concepts)])))
+        return extended._of(concepts)
+
+    def _prompt(self, concept: Concept, before: Concept | None = None) -> str:
+        """By the template; in a free realm without one the words of the old prompt are exchanged."""
+        if self.kind == "free" and not self.template and before:
+            prompt = before.prompt.replace(before.name, concept.name)
+            return prompt.replace(before.description, concept.description) if before.description else prompt
+        return prompts.image_prompt(
+            self.kind,
+            concept.name,
+            concept.description,
+            concept.scientific_name,
+            self.template,
+            subtype=concept.subtype,
+            realm=self.name,
+        )
 
     @classmethod
     def from_replies(
-        cls, name: str, kind: str, replies: Sequence[Reply], files: Sequence[str] | None = None
+        cls,
+        name: str,
+        kind: str,
+        replies: Sequence[Reply],
+        files: Sequence[str] | None = None,
+        template: str = "",
+        exclude: Sequence[str] = (),
+        strict: bool = False,
     ) -> tuple["Realm", parsing.Report]:
-        """Parse and repair all replies of a realm. `files`: what messages call the replies, without it their source."""
+        """Parse and repair all replies of a realm; what those with an `error` said is not used.
+
+        files: what messages call the replies, without it their source. exclude: names that are left out.
+        strict: a row of a kept reply that cannot be read raises UserError, it is not only reported.
+        """
         report = parsing.Report()
         rows: list[parsing.Row] = []
+        answered = {reply.subtype for reply in replies if not reply.error}
         for number, reply in enumerate(replies, 1):
             where = f"{files[number - 1] if files else reply.source}, reply {number}"
-            if reply.subtype:
-                rows += parsing.parse_classes(reply.text, kind, reply.subtype, where, report)
+            if reply.error:
+                report.add(where, "asked again" if reply.subtype in answered else "no answer", reply.error)
+            elif reply.subtype:
+                by_hand = strict and reply.model.get("backend", "replayed") == "replayed"
+                rows += parsing.parse_classes(reply.text, kind, reply.subtype, where, report, by_hand, reply.cut)
             else:
                 parsing.parse_subtypes(reply.text, where, report)
-        rows = names.merged(rows, report)
-        return cls.from_rows(name, kind, rows, replies), report
+        for subtype in dict.fromkeys(reply.subtype for reply in replies):
+            if subtype not in answered:
+                report.add(name, "subtype left out", subtype)
+        return cls.from_rows(name, kind, names.merged(rows, report, exclude), replies, template), report
 
     @classmethod
-    def from_rows(cls, name: str, kind: str, rows: Sequence[parsing.Row], replies: Sequence[Reply] = ()) -> "Realm":
+    def from_rows(
+        cls, name: str, kind: str, rows: Sequence[parsing.Row], replies: Sequence[Reply] = (), template: str = ""
+    ) -> "Realm":
         """The realm of repaired rows, its prompts written by the templates."""
-        concepts = tuple(
-            Concept(
-                row.name,
-                row.description,
-                prompts.image_prompt(kind, row.name, row.description, row.scientific_name),
-                row.subtype,
-                row.scientific_name,
-            )
-            for row in rows
-        )
-        subtypes = tuple(dict.fromkeys(concept.subtype for concept in concepts))
-        return cls(name, kind, subtypes, concepts, tuple(replies))
+        realm = cls(name, kind, (), (), tuple(replies), template)
+        listed = [Concept(row.name, row.description, "", row.subtype, row.scientific_name) for row in rows]
+        concepts = tuple(replace(concept, prompt=realm._prompt(concept)) for concept in listed)
+        return replace(realm, subtypes=tuple(dict.fromkeys(one.subtype for one in concepts)), concepts=concepts)
 
     def save(self, folder: str | Path) -> None:
         """realm.json (name and kind), realm.csv (the concepts: correct them by hand here), replies/ (kept raw)."""
@@ -133,11 +212,17 @@ class Realm:
         for old in folder.glob("replies/*.json"):
             old.unlink()
         for number, reply in enumerate(self.replies, 1):
-            write_json(folder / "replies" / f"{number:02d}.json", asdict(reply))
+            write_reply(folder, number, reply)
         atomic_write(folder / "realm.csv", tables.write_table(self.concepts))
         write_json(
             folder / "realm.json",
-            {"format": FORMAT, "name": self.name, "kind": self.kind, "prompts_version": prompts.VERSION},
+            {
+                "format": FORMAT,
+                "name": self.name,
+                "kind": self.kind,
+                "prompts_version": prompts.VERSION,
+                "template": self.template,
+            },
         )
 
     @classmethod
@@ -154,13 +239,14 @@ class Realm:
             return _from_table(path, path.stem if path.stem != "realm" else path.resolve().parent.name, None, report)
         card = path if path.suffix == ".json" else path / "realm.json"
         header, folder = read_json(card, ("name", "kind")), card.parent
-        replies, files = _listed_replies(card, header) if "replies" in header else _read_replies(folder)
+        template = prompts.check_template(header["template"]) if header.get("template") else ""
+        replies, files = _listed_replies(card, header) if "replies" in header else read_replies(folder)
         if "replies" not in header and (folder / "realm.csv").exists():
             realm = _from_table(folder / "realm.csv", header["name"], header["kind"], report)
-            return replace(realm, replies=tuple(replies))
+            return replace(realm, replies=tuple(replies), template=template)
         if not replies:
             raise UserError(f"{card} has no replies, and neither realm.csv nor replies/*.json lies beside it; add one")
-        realm, found = cls.from_replies(header["name"], header["kind"], replies, files)
+        realm, found = cls.from_replies(header["name"], header["kind"], replies, files, template, strict=True)
         report.repairs += found.repairs
         return realm
 
@@ -178,12 +264,29 @@ def _from_table(path: Path, name: str, kind: str | None, report: parsing.Report)
     return Realm(name, kind or guessed, tuple(dict.fromkeys(concept.subtype for concept in concepts)), concepts)
 
 
-def _read_replies(folder: Path) -> tuple[list[Reply], list[str]]:
+def write_reply(folder: Path, number: int, reply: Reply) -> None:
+    write_json(folder / "replies" / f"{number:03d}.json", asdict(reply))
+
+
+def read_replies(folder: Path) -> tuple[list[Reply], list[str]]:
     """The kept replies and the files they lie in."""
-    files = sorted((folder / "replies").glob("*.json"))
+    files = sorted((folder / "replies").glob("*.json"), key=lambda path: (len(path.name), path.name))
+    known = {one.name for one in fields(Reply)}
     kept = [read_json(path, ("subtype", "messages", "text", "source")) for path in files]
-    replies = [Reply(one["subtype"], tuple(one["messages"]), one["text"], one["source"]) for one in kept]
+    replies = [
+        Reply(**{key: value for key, value in one.items() if key in known} | {"messages": tuple(one["messages"])})
+        for one in kept
+    ]
     return replies, [str(path) for path in files]
+
+
+def _concept_of(given: Mapping[str, str]) -> Concept:
+    """A concept added by hand, its prompt still to be written."""
+    wanted = ("name", "description", "subtype", "scientific_name")
+    unknown = [key for key in given if key not in wanted]
+    if unknown:
+        raise UserError(f"{unknown[0]!r} is nothing that a concept has; expected {', '.join(wanted)}")
+    return Concept(prompt="", **dict.fromkeys(wanted, "") | dict(given))
 
 
 def _listed_replies(path: Path, content: dict) -> tuple[list[Reply], list[str]]:

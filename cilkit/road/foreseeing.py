@@ -1,42 +1,105 @@
-"""Notebook 01: a realm's name becomes classes with prompts."""
+"""Notebook 01: a realm's name becomes classes with prompts, which a person may correct and freeze."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cilkit import artifacts
+from cilkit.errors import UserError
 from cilkit.road.inputs import opener_of, upstream, verb_of, with_artifact
 
-VERSION = 1  # part of the key: raise it when the same parameters come to mean another payload
+VERSION = 2  # part of the key: raise it when the same parameters come to mean another payload
 
 
 @verb_of("01_realm_prompting")
-def foresee(realm: str, llm: str = "replayed", classes: int = 0):
+def foresee(
+    realm: str,
+    llm: str = "replayed",
+    classes: int = 0,
+    kind: str = "",
+    subtypes: Sequence[str] | int = (),
+    per_subtype: int = 0,
+    template: str = "",
+    protocol: str = "auto",
+    rounds: int = 1,
+    llm_options: Mapping[str, Any] | None = None,
+):
     """The realm that a language model foresees (Premonition, stages 1 and 1b), with `.artifact`.
 
-    realm:   its name, e.g. "handwritten characters"; or a folder, JSON or CSV file that holds one.
-    llm:     "replayed": replies kept in the repository go through the parser that live replies go through.
-    classes: keep the first so many concepts; 0 keeps all.
+    realm:    its name, e.g. "handwritten characters"; or a folder, JSON or CSV file that holds one (then only `classes`
+              is read of the rest).
+    llm:      "replayed" (kept replies, read by the parser that live ones are), a folder of kept replies or of a saved
+              realm, "local:NAME" (transformers), "endpoint:MODEL" (an OpenAI-compatible server; key in OPENAI_API_KEY).
+    classes:  keep the first so many concepts; 0 keeps all. A live model is asked for them in `rounds` rounds more at most.
+    kind:     "object", "biological", "free" (with a `template`, e.g. "A pencil drawing of {name}"); "" by the realm.
+    subtypes: their names, which saves the first question, or how many to ask for; empty: the paper's 20.
+    per_subtype: classes asked of each subtype; 0: the paper's 10 (object) or 20 (biological).
+    protocol: "csv" (the paper's), "json" or "auto".
+    llm_options: temperature, max_tokens, top_p, seed, revision, dtype; and, which the artifact's key does not read,
+              base_url, key_from, timeout, retries, device.
     """
     from cilkit import realms
-    from cilkit.realms.backends import backend
+    from cilkit.realms.journal import Journal
+    from cilkit.realms.prompts import SUBTYPES
 
-    source = Path(realm) if _is_path(realm) else backend(llm, realm).folder
-    identity = {"realm": "file" if _is_path(realm) else realm, "classes": classes, "replies": _digest_of(source)}
+    if _is_path(realm):
+        return _read(Path(realm), classes)
+    options = dict(llm_options or {})
+    subtypes = subtypes if isinstance(subtypes, int) else list(subtypes)
+    identity = _identity(realm, llm, options) | {"classes": classes, "kind": kind, "subtypes": subtypes}
+    identity |= {"per_subtype": per_subtype, "template": template, "protocol": protocol, "rounds": rounds}
 
     def make(work: artifacts.Work) -> None:
-        if _is_path(realm):
-            repairs = realms.Report()
-            foreseen = realms.Realm.load(source, repairs)
-            foreseen = foreseen.first(classes) if classes else foreseen
-        else:
-            foreseen, repairs = realms.foresee(realm, llm=llm, classes=classes or None)
-        foreseen.save(work.path)
-        artifacts.atomic_write(work.path / "repairs.csv", repairs.frame().to_csv(index=False))
+        foreseen, repairs = realms.foresee(
+            realm,
+            llm,
+            classes or None,
+            kind or None,
+            subtypes or SUBTYPES,
+            per_subtype or None,
+            template=template,
+            protocol=protocol,
+            rounds=rounds,
+            options=options,
+            journal=Journal(work.scratch),
+        )
+        _save(foreseen, repairs, work)
 
     return open_realm(artifacts.obtain("realm", VERSION, identity, {}, make))
+
+
+def correct(
+    realm,
+    drop: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    describe: Mapping[str, str] | None = None,
+    add: Sequence[Mapping[str, str]] = (),
+):
+    """The realm with corrections by hand, which are data: an artifact of its own, made again from the same words.
+
+    drop: names. rename: old name -> new one. describe: old name -> description. add: {"name", "description",
+    "subtype", "scientific_name"}. A name that the realm does not have is a UserError with the nearest one.
+    """
+    realm = upstream(realm, "realm")
+    identity = {"drop": sorted(drop), "rename": dict(rename or {}), "describe": dict(describe or {})}
+    identity |= {"add": [dict(one) for one in add]}
+
+    def make(work: artifacts.Work) -> None:
+        realm.corrected(**identity).save(work.path)
+
+    return open_realm(artifacts.obtain("realm", VERSION, identity, {"realm": realm.artifact}, make))
+
+
+def freeze(realm, folder: str | Path) -> Path:
+    """Write the realm to a folder for keeping (realm.json, realm.csv, replies/); `foresee(folder)` reads it back."""
+    realm, folder = upstream(realm, "realm"), Path(folder)
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / "realm.json").is_file())):
+        raise UserError(f"{folder} holds something else than a realm; choose a new folder, or one with a realm.json")
+    realm.save(folder)
+    return folder
 
 
 def without_overlap(realm, class_names: Sequence[str]):
@@ -58,6 +121,37 @@ def open_realm(artifact: artifacts.Artifact):
     from cilkit.realms import Realm
 
     return with_artifact(Realm.load(artifact.path), artifact)
+
+
+def _identity(realm: str, llm: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Who is asked what. Kept replies count by their content, a live model by name and options."""
+    from cilkit.realms.backends import EXECUTION, backend
+
+    identity = {"realm": realm, "options": {key: value for key, value in options.items() if key not in EXECUTION}}
+    if not isinstance(llm, (str, Path)):
+        return identity | {"llm": llm.id, "card": dict(getattr(llm, "card", {}))}
+    if str(llm).startswith(("local:", "endpoint:")):
+        return identity | {"llm": str(llm)}
+    return identity | {"replies": _digest_of(backend(llm, realm, **options).folder)}
+
+
+def _read(source: Path, classes: int):
+    """A realm that lies in a folder, JSON or CSV file."""
+    identity = {"realm": "file", "classes": classes, "replies": _digest_of(source)}
+
+    def make(work: artifacts.Work) -> None:
+        from cilkit import realms
+
+        repairs = realms.Report()
+        foreseen = realms.Realm.load(source, repairs)
+        _save(foreseen.first(classes) if classes else foreseen, repairs, work)
+
+    return open_realm(artifacts.obtain("realm", VERSION, identity, {}, make))
+
+
+def _save(realm, repairs, work: artifacts.Work) -> None:
+    realm.save(work.path)
+    artifacts.atomic_write(work.path / "repairs.csv", repairs.frame().to_csv(index=False))
 
 
 def _digest_of(source: Path) -> str:
