@@ -7,14 +7,9 @@ different numbers of images. Distances between all pairs are made CHUNK rows at 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from cilkit.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CHUNK = 2048  # rows of a distance matrix held at once
 
@@ -82,28 +77,12 @@ def _distances(one: np.ndarray, other: np.ndarray):
         yield ((part**2).sum(1)[:, None] + norms - 2 * part @ other.T).clip(0)
 
 
-def fidelity(real: np.ndarray, sets: dict[str, np.ndarray], seed: int = 0) -> pd.DataFrame:
-    """Every set of features (n, dim) held against the real ones: a row a set, a column a figure."""
-    import pandas as pd
-
-    rows = {}
-    for name, features in sets.items():
-        mean, deviation = kernel_distance(real, features, seed=seed)
-        precision, recall = precision_recall(real, features)
-        rows[name] = {
-            "Fréchet distance": frechet_distance(real, features),
-            "kernel distance": mean,
-            "kernel distance, deviation": deviation,
-            "precision": precision,
-            "recall": recall,
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("set")
-
-
 def _pair(real: np.ndarray, fake: np.ndarray, more_than: int = 1) -> tuple[np.ndarray, np.ndarray]:
     real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
-        raise UserError(f"features {real.shape} and {fake.shape} cannot be compared; give (n, dim) and (m, dim)")
+        raise UserError(
+            f"features of {real.shape[-1]} and {fake.shape[-1]} numbers cannot be compared; use one backbone."
+        )
     if min(len(real), len(fake)) <= more_than:
         raise UserError(
             f"{min(len(real), len(fake))} images are too few to compare two sets; give more than {more_than} of each"

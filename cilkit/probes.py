@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cilkit import fidelity
 from cilkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,27 +66,25 @@ def linear_probe(train, labels, test, seed: int = 0) -> np.ndarray:
 
 
 def domain_gap(real, synthetic, seed: int = 0) -> dict[str, float]:
-    """How far apart two sets of features lie.
+    """How far apart two sets of features (n, dim) and (m, dim) lie.
 
-    frechet:            |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the distance of FID (Heusel et al. 2017) on these
-                        features; comparable only between sets of one size on one backbone.
+    frechet, kernel:    the distances called FID and KID in Inception features, see `cilkit.fidelity`; comparable only
+                        between sets of one size on one backbone.
+    precision, recall:  share of synthetic images among the real ones, and of real ones among the synthetic (0 … 1).
     mean_shift:         |m1 - m2| over the root mean square distance of real features to their mean.
     variance_ratio:     tr C2 / tr C1: below 1, the synthetic images vary less.
     telling_them_apart: accuracy in percent of shrinkage LDA on the unseen half; 50 = cannot be told apart.
     """
     real, synthetic = _checked(real), _checked(synthetic)
-    if real.shape[1] != synthetic.shape[1]:
-        raise UserError(
-            f"features of {real.shape[1]} and {synthetic.shape[1]} numbers cannot be compared; use one backbone."
-        )
-    shift = real.mean(0) - synthetic.mean(0)
-    first, second = np.cov(real.T), np.cov(synthetic.T)
-    cross = np.sqrt(np.linalg.eigvals(first @ second).real.clip(min=0)).sum()  # tr (C1 C2)^(1/2)
-    traces = np.trace(first), np.trace(second)
+    precision, recall = fidelity.precision_recall(real, synthetic)
+    spread = real.var(0, ddof=1).sum()
     return {
-        "frechet": float(shift @ shift + sum(traces) - 2 * cross),
-        "mean_shift": float(np.linalg.norm(shift) / np.sqrt(traces[0])),
-        "variance_ratio": float(traces[1] / traces[0]),
+        "frechet": fidelity.frechet_distance(real, synthetic),
+        "kernel": fidelity.kernel_distance(real, synthetic, seed=seed)[0],
+        "precision": precision,
+        "recall": recall,
+        "mean_shift": float(np.linalg.norm(real.mean(0) - synthetic.mean(0)) / np.sqrt(spread)),
+        "variance_ratio": float(synthetic.var(0, ddof=1).sum() / spread),
         "telling_them_apart": _telling_apart(real, synthetic, seed),
     }
 

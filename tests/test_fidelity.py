@@ -103,11 +103,8 @@ def test_a_generator_that_paints_one_kind_only_has_precision_without_recall():
     assert precision > 0.9 and recall <= 0.5
 
 
-def test_table_and_bad_input(sides):
-    table = fidelity.fidelity(sides[0], {"itself": sides[0], "painted": sides[1]})
-    assert list(table.index) == ["itself", "painted"] and table.loc["itself", "precision"] == 1
-    assert (table.loc["painted"] != table.loc["itself"]).any()
-    with pytest.raises(UserError, match=r"\(60, 12\) and \(60, 11\)"):
+def test_bad_input(sides):
+    with pytest.raises(UserError, match="12 and 11 numbers"):
         fidelity.frechet_distance(sides[0], sides[1][:, :11])
     with pytest.raises(UserError, match="3 images are too few"):
         fidelity.precision_recall(sides[0][:3], sides[1])
