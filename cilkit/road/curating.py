@@ -34,7 +34,7 @@ def score(images, backbone: Any = "", text_image: str = "", device: str = "auto"
     def make(work: artifacts.Work) -> None:
         with threads_set_to(threads):
             network = judge.load().to(device_of(device)) if judge else None
-            table = curation.scores(images, network, text_image)
+            table = curation.scores(images, network, text_image, str(device_of(device)) if text_image else "cpu")
         artifacts.write_parquet(work.path / SCORES, table)
 
     return artifacts.obtain("scores", VERSION, identity, inputs, make, {"device": device})

@@ -34,7 +34,9 @@ BY_HAND = "by hand"
 ACCEPT, REJECT = "accept", "reject"
 
 
-def scores(images: ImageSet, backbone: "Backbone | None" = None, text_image: str = "") -> "pd.DataFrame":
+def scores(
+    images: ImageSet, backbone: "Backbone | None" = None, text_image: str = "", device: str = "cpu"
+) -> "pd.DataFrame":
     """Scores of every image: DataFrame image_id, class_name, contrast, sharpness, blank, duplicate_of, cluster,
     agreement.
 
@@ -42,38 +44,44 @@ def scores(images: ImageSet, backbone: "Backbone | None" = None, text_image: str
     duplicate_of:    the first image of the class that it nearly equals, "" for none; images of different sizes are
                      never duplicates. cluster: number of the group that it forms with them, -1 for a lone image.
     agreement:       with a `backbone` as of `agreement_with_means`, with `text_image` as of `agreement_with_text`,
-                     NaN with neither.
+                     NaN with neither. device: where text_image computes; a backbone is where it was put.
     """
     import pandas as pd
 
     if backbone is not None and text_image:
         raise UserError("agreement was asked for with a backbone and with text_image; give one of them")
-    contrast, sharp = np.full(len(images), np.nan), np.full(len(images), np.nan)
-    twins, cluster, groups = np.full(len(images), "", dtype=object), np.full(len(images), -1), 0
-    ids = images.ids
+    names = np.asarray(images.class_names, dtype=object)[images.labels]
+    columns = {"image_id": images.ids, "class_name": names, **_looked_at(images)}
+    if backbone is not None:
+        columns["agreement"] = agreement_with_means(images, backbone)
+    elif text_image:
+        columns["agreement"] = agreement_with_text(images, text_image, device)
+    else:
+        columns["agreement"] = np.full(len(images), np.nan)
+    return pd.DataFrame(columns)
+
+
+def _looked_at(images: ImageSet) -> dict[str, np.ndarray]:
+    """The scores that need the pixels only, every image decoded once; of a class, small copies are held together."""
+    contrast, sharp = np.empty(len(images)), np.empty(len(images))
+    twins, cluster = np.full(len(images), "", dtype=object), np.full(len(images), -1)
+    ids, groups = images.ids, 0
     with bar("scores", len(images)) as tick:
         for members in _alike(images):
             small, hashes = [], []
-            for chunk in _chunks(members, images.sizes[members[0]]):
+            at_once = max(1, PIXELS // int(images.sizes[members[0]].prod()))
+            for chunk in (members[piece] for piece in _pieces(len(members), at_once)):
                 pixels = np.stack(images.read(chunk))  # (b, h, w, 3)
                 contrast[chunk], sharp[chunk] = inspection.contrasts(pixels), inspection.sharpness(pixels)
                 small.append(inspection.reduced(pixels))
                 hashes.append(inspection.perceptual_hashes(pixels))
                 tick(len(chunk))
-            found = inspection.near_duplicates(np.concatenate(small), np.concatenate(hashes))
-            for twin, first in found.items():
-                twins[members[twin]] = ids[members[first]]
+            for twin, first in inspection.near_duplicates(np.concatenate(small), np.concatenate(hashes)).items():
                 if cluster[members[first]] < 0:
                     cluster[members[first]], groups = groups, groups + 1
-                cluster[members[twin]] = cluster[members[first]]
-    if backbone is not None:
-        agreement = agreement_with_means(images, backbone)
-    else:
-        agreement = agreement_with_text(images, text_image) if text_image else np.full(len(images), np.nan)
-    names = np.asarray(images.class_names, dtype=object)[images.labels]
-    columns = {"image_id": ids, "class_name": names, "contrast": contrast, "sharpness": sharp}
-    columns |= {"blank": contrast < inspection.BLANK_RANGE, "duplicate_of": twins, "cluster": cluster}
-    return pd.DataFrame(columns | {"agreement": agreement})
+                cluster[members[twin]], twins[members[twin]] = cluster[members[first]], ids[members[first]]
+    columns = {"contrast": contrast, "sharpness": sharp, "blank": contrast < inspection.BLANK_RANGE}
+    return columns | {"duplicate_of": twins, "cluster": cluster}
 
 
 def _alike(images: ImageSet) -> Iterator[np.ndarray]:
@@ -84,11 +92,6 @@ def _alike(images: ImageSet) -> Iterator[np.ndarray]:
     yield from (np.sort(members) for members in np.split(order, edges) if len(members))
 
 
-def _chunks(members: np.ndarray, size: np.ndarray) -> Iterator[np.ndarray]:
-    step = max(1, PIXELS // int(size.prod()))
-    yield from (members[start : start + step] for start in range(0, len(members), step))
-
-
 def agreement_with_means(images: ImageSet, backbone: "Backbone") -> np.ndarray:
     """How much nearer each image is to its class than to any other, float (n,) in [-2, 2]; our decision.
 
@@ -97,54 +100,75 @@ def agreement_with_means(images: ImageSet, backbone: "Backbone") -> np.ndarray:
     image of a class, and where there is one class only.
     """
     from cilkit import backbones
+    from cilkit.data.transforms import recipe
 
-    features = backbones.extract(backbone, images, "statistics").astype(np.float64)  # (n, dim)
-    features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    counts = images.counts
+    prepared = recipe("timm_test" if backbone.input.size else "none", backbone.input)
+    features = _unit(backbones.extract(backbone, images, "statistics", prepared))  # (n, dim)
+    counts, labels = images.counts, images.labels
     sums = np.zeros((len(counts), features.shape[1]))
-    np.add.at(sums, images.labels, features)
-    others = sums[images.labels] - features  # of the image's class without itself
-    own = _cosines(features, others)
-    nearest = np.full(len(images), -np.inf)
-    for label in np.flatnonzero(counts):
-        cosines = features @ (sums[label] / max(np.linalg.norm(sums[label]), 1e-12))
-        nearest = np.where(images.labels == label, nearest, np.maximum(nearest, cosines))
-    unjudged = (counts[images.labels] < 2) | np.isneginf(nearest)
-    return np.where(unjudged, np.nan, own - np.where(unjudged, 0.0, nearest))
+    np.add.at(sums, labels, features)
+    means, found = _unit(sums), np.empty(len(images))
+    for rows in _pieces(len(images), 4096):
+        own = (features[rows] * _unit(sums[labels[rows]] - features[rows])).sum(axis=1)
+        cosines = features[rows] @ means.T  # (b, classes)
+        cosines[np.arange(len(rows)), labels[rows]] = -np.inf
+        cosines[:, counts == 0] = -np.inf
+        found[rows] = own - cosines.max(axis=1)
+    found[(counts[labels] < 2) | np.isinf(found)] = np.nan
+    return found
 
 
-def _cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return (one * other).sum(axis=1) / np.maximum(lengths, 1e-12)
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def agreement_with_text(images: ImageSet, name: str, template: str = "a photo of {name}") -> np.ndarray:
+def _pieces(n: int, size: int) -> Iterator[np.ndarray]:
+    yield from (np.arange(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def agreement_with_text(
+    images: ImageSet, name: str, device: str = "cpu", template: str = "a photo of {name}"
+) -> np.ndarray:
     """Cosine of each image with its class's text, float (n,), by a CLIP of transformers: a hub name or a folder."""
     import torch
+
+    model, processor = _clip(name)
+    model, found = model.to(device).eval(), np.empty(len(images))
+    with torch.no_grad():
+        texts = []
+        for rows in _pieces(len(images.class_names), 256):
+            prompts = [template.format(name=images.class_names[label]) for label in rows]
+            words = _words(processor, prompts, model.config.text_config.max_position_embeddings, name)
+            texts.append(model.get_text_features(**words.to(device)).pooler_output)
+        text = torch.cat(texts)  # (classes, dim)
+        for rows in _pieces(len(images), 64):
+            shown = processor(images=list(images.read(rows)), return_tensors="pt").to(device)
+            own = text[torch.as_tensor(images.labels[rows], device=device)]
+            image = model.get_image_features(**shown).pooler_output  # (b, dim)
+            found[rows] = torch.cosine_similarity(image, own).cpu().numpy()
+    return found
+
+
+def _clip(name: str):
     from transformers import AutoModel, AutoProcessor
 
     try:
-        model, processor = AutoModel.from_pretrained(name).eval(), AutoProcessor.from_pretrained(name)
-        texts = [template.format(name=class_name) for class_name in images.class_names]
-        words = processor(text=texts, return_tensors="pt", padding=True)
-    except Exception as error:  # the hub's client and broken folders raise many unrelated classes
+        model, processor = AutoModel.from_pretrained(name), AutoProcessor.from_pretrained(name)
+    except Exception as error:  # the hub's client and damaged folders raise many unrelated classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(
-            f"text_image {name!r} is no CLIP that can be loaded ({reason}); give a name or a folder"
-        ) from error
-    limit = model.config.text_config.max_position_embeddings
+        raise UserError(f"text_image {name!r} cannot be loaded ({reason}); give a CLIP's name or folder") from error
+    if not (hasattr(model, "get_text_features") and hasattr(model, "get_image_features")):
+        raise UserError(f"text_image {name!r} is a {type(model).__name__}, which does not compare images with texts")
+    return model, processor
+
+
+def _words(processor, prompts: list[str], limit: int, name: str):
+    """The texts as tokens; UserError for one that would be cut."""
+    words = processor(text=prompts, return_tensors="pt", padding=True)
     if words["input_ids"].shape[1] > limit:
-        raise UserError(f"a class name is too long for {name!r}, which reads {limit} tokens; shorten the names")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, found = model.to(device), np.empty(len(images))
-    with torch.no_grad():
-        text = model.get_text_features(**words.to(device)).pooler_output  # (classes, dim)
-        for chunk in np.array_split(np.arange(len(images)), max(1, len(images) // 64)):
-            shown = processor(images=list(images.read(chunk)), return_tensors="pt").to(device)
-            image = model.get_image_features(**shown).pooler_output  # (b, dim)
-            own = text[torch.as_tensor(images.labels[chunk], device=device)]
-            found[chunk] = torch.cosine_similarity(image, own).cpu().numpy()
-    return found
+        longest = max(prompts, key=lambda prompt: len(processor.tokenizer(prompt)["input_ids"]))
+        raise UserError(f"{longest!r} has more than the {limit} tokens that {name} reads; shorten the class's name")
+    return words
 
 
 class Decisions:
