@@ -64,9 +64,8 @@ def claim(path: str | Path) -> Claim | None:
     token = uuid.uuid4().hex
     who = {"host": _host(), "pid": os.getpid(), "pid_started": _started(os.getpid()), "token": token}
     while not _create(path, who):
-        if not _is_dead(path):
+        if not _is_dead(path) or not _break(path, who):
             return None
-        _break(path, token)
     return Claim(path, token)
 
 
@@ -104,17 +103,20 @@ def _create(lock: Path, who: dict) -> bool:
         beside.unlink(missing_ok=True)
 
 
-def _break(lock: Path, token: str) -> None:
-    """Remove a dead holder's lock. Renaming first makes sure that of several waiting processes one does it."""
-    aside = lock.with_name(f".{lock.name}.{token}.dead")
+def _break(lock: Path, who: dict) -> bool:
+    """Remove a dead holder's lock; False while another process is at it. One at a time looks and removes, so that
+    nobody removes what somebody else has claimed since he looked."""
+    guard = lock.with_name(f".{lock.name}.guard")
+    if not _create(guard, who):
+        if _is_dead(guard):  # killed in the middle of it
+            guard.unlink(missing_ok=True)
+        return False
     try:
-        os.rename(lock, aside)
-    except FileNotFoundError:
-        return
-    if not _is_dead(aside):  # between look and rename a live process had claimed it: give it back
-        with suppress(FileExistsError):
-            os.link(aside, lock)
-    aside.unlink(missing_ok=True)
+        if _is_dead(lock):
+            lock.unlink(missing_ok=True)
+    finally:
+        guard.unlink(missing_ok=True)
+    return True
 
 
 def _claim_of(lock: Path) -> dict:
