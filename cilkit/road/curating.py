@@ -65,7 +65,13 @@ def curate(
     images = upstream(images, "images")
     rules = dict(curation.RULES if rules is None else rules)
     curation.check_rules(rules)
+    if "agreement" in rules and not (backbone or text_image):
+        raise UserError("the rule agreement needs somebody who judges it; give a backbone or text_image")
+    if decisions and not Path(decisions).is_file():
+        raise UserError(f"there is no file of decisions at {decisions!r}; check its path, or give ''")
     by_hand = curation.Decisions(decisions) if decisions else None
+    for note in by_hand.notes if by_hand else ():
+        print(f"cilkit: {note}", flush=True)
     realm = input_of(images.artifact, "realm")
     scored = score(images, backbone, text_image, device, threads)
     inputs = {"images": images.artifact, "realm": realm.artifact, "scores": scored}
@@ -74,6 +80,9 @@ def curate(
     def make(work: artifacts.Work) -> None:
         table = curation.decided(pd.read_parquet(scored.file(SCORES)), rules, by_hand)
         chosen = images.select(table["keep"].to_numpy())
+        if not len(chosen):
+            reasons = ", ".join(curation.rejected_by(table))
+            raise UserError(f"nothing would be left of {images.artifact.name} ({reasons}); loosen the rules")
         artifacts.write_parquet(work.path / KEEP, table)
         artifacts.write_json(work.path / "decisions.json", identity["decisions"])
         base = _card_of(images)

@@ -69,11 +69,11 @@ def _generator(generator: Any) -> dict[str, Any]:
 
 
 def _language_models(realm: Realm) -> list[dict[str, Any]]:
-    """The models that wrote the replies, each once; of older replies only their source is known."""
-    models = [
-        getattr(reply, "model", None) or {"source": re.sub(r"/[^/]*\.json$", "", reply.source)}
-        for reply in realm.replies
-    ]
+    """The models that wrote the replies, each once; of kept replies that name none, the folder they lie in."""
+    models = []
+    for reply in realm.replies:
+        source = re.sub(r"/[^/]*\.json$", "", reply.source)
+        models.append({key: value for key, value in reply.model.items() if key != "cut"} or {"source": source})
     return list({artifacts.canonical(model): model for model in models}.values())
 
 
