@@ -182,8 +182,9 @@ class Foresight:
             return self._classes(asked, schema)
 
     def _classes(self, asked, schema):
-        question = asked["messages"][-1]["content"]
         said = "\n".join(message["content"] for message in asked["messages"])
+        questions = [message["content"] for message in asked["messages"] if message["role"] == "user"]
+        question = next((one for one in reversed(questions) if any(name in one for name in self.GARDEN)), questions[-1])
         subtype = next((name for name in self.GARDEN if name in question), "")
         names = self.GARDEN.get(subtype) or tuple(f"{question.split()[0]} {kind}" for kind in ("round", "tall"))
         rows = [(name, f"A plain drawing of {name}, dark on light.") for name in names]

@@ -65,6 +65,7 @@ class Local:
         if self._model is not None:
             return
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         hub = {} if Path(self._source).is_dir() else {"revision": self._revision}
@@ -74,10 +75,11 @@ class Local:
             model = AutoModelForCausalLM.from_pretrained(
                 self._source, dtype=self.dtype, use_safetensors=True, trust_remote_code=False, **hub
             ).to(device)
-        except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+            why = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{self.id} cannot be loaded ({type(error).__name__}: {str(error)[:200]}); expected a causal language "
-                "model with its tokenizer as transformers saves them, weights in safetensors"
+                f"{self.id} cannot be loaded ({type(error).__name__}: {why}); expected a causal language model with "
+                "its tokenizer as transformers saves them, weights in safetensors"
             ) from None
         self._model = model.eval()
         self._chats = bool(self._tokenizer.chat_template)
