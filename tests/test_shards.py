@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cilkit import artifacts
 from cilkit.data import shards
 from cilkit.data.imagesets import ImageSet
 from cilkit.data.shards import ShardWriter, open_set
@@ -36,6 +38,13 @@ def written(folder, n=25, skip=()):
             writer.add(image, row(i))
     writer.close()
     return folder
+
+
+def members(start, stop):
+    """(PNG, row) of these pictures, as `write_shard` takes them."""
+    images = pictures(stop)
+    sizes = {"width": 8, "height": 8}
+    return [(shards.encode_png(images[i]), row(i) | sizes | {"guidance": 2.5}) for i in range(start, stop)]
 
 
 def bytes_of(folder):
@@ -210,6 +219,100 @@ def test_a_missing_column_is_named(tmp_path):
     pd.read_parquet(path).drop(columns="sha256").to_parquet(path)
     with pytest.raises(UserError, match=r"manifest\.parquet lacks the column 'sha256'"):
         open_set(tmp_path / "set")
+
+
+def test_sidecars_hold_what_rebuilds_the_manifest(tmp_path):
+    for number in range(3):
+        shards.write_shard(tmp_path, number, members(10 * number, 10 * number + 10), sidecars=True)
+    shards.merge_manifest(tmp_path)
+    manifest = pd.read_parquet(tmp_path / "manifest.parquet")
+    rows = []
+    for path in sorted(tmp_path.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            pairs = tar.getmembers()
+            for image, sidecar in zip(pairs[::2], pairs[1::2], strict=True):
+                assert sidecar.name == image.name.replace(".png", ".json") and sidecar.mtime == 0
+                content = tar.extractfile(image).read()
+                found = json.loads(tar.extractfile(sidecar).read())
+                assert found["sha256"] == hashlib.sha256(content).hexdigest()
+                rows.append({**found, "shard": path.name, "offset": image.offset_data, "size": image.size})
+    pd.testing.assert_frame_equal(pd.DataFrame(rows)[manifest.columns.tolist()], manifest)
+    images = open_set(tmp_path, verify=True)
+    np.testing.assert_array_equal(images.images(), pictures(30))
+
+
+def test_a_sidecar_is_json_whatever_numbers_and_texts_the_row_holds(tmp_path):
+    png, one = members(0, 1)[0]
+    odd = {"seed": np.int64(2**62 + 1), "steps": np.float32(0.5), "blank": np.bool_(True), "licence": float("nan")}
+    shards.write_shard(tmp_path, 0, [(png, one | odd | {"prompt": 'Grünfink\n"<b>'})], sidecars=True)
+    with tarfile.open(tmp_path / "00000.tar") as tar:
+        found = json.loads(tar.extractfile("000/im000.json").read())
+    wanted = {"seed": 2**62 + 1, "steps": 0.5, "blank": True, "licence": None, "prompt": 'Grünfink\n"<b>'}
+    assert {key: found[key] for key in wanted} == wanted
+
+
+def test_webdataset_reads_shards_with_sidecars_as_pairs(tmp_path):
+    webdataset = pytest.importorskip("webdataset", reason="webdataset is an extra of the tests")
+    shards.write_shard(tmp_path, 0, members(0, 6), sidecars=True)
+    samples = list(webdataset.WebDataset(str(tmp_path / "00000.tar"), shardshuffle=False).decode("rgb8"))
+    assert [sample["json"]["prompt"] for sample in samples] == [f"prompt {i}" for i in range(6)]
+    np.testing.assert_array_equal(np.stack([sample["png"] for sample in samples]), pictures(6))
+
+
+def test_shards_without_sidecars_are_as_they_were(tmp_path):
+    """Check values: artifacts that are kept name these bytes."""
+    written(tmp_path / "set")
+    assert artifacts.sha256_of(tmp_path / "set" / "00002.tar")[:16] == "35c1a4bc867a3460"
+    assert artifacts.sha256_of(tmp_path / "set" / "manifest.parquet")[:16] == "8fbefdccdc9d003b"
+
+
+def test_a_merged_set_does_not_depend_on_who_wrote_its_shards_and_when(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "MERGED", 20)
+    found = []
+    for name, order in {"one": range(6), "others": (4, 1, 5, 0, 3, 2)}.items():
+        for number in order:
+            shards.write_shard(tmp_path / name, number, members(7 * number, 7 * number + 7), sidecars=True)
+        shards.merge_manifest(tmp_path / name)
+        found.append(bytes_of(tmp_path / name))
+    assert found[0] == found[1] and list(found[0]) == [*(f"{k:05d}.tar" for k in range(6)), "manifest.parquet"]
+    file = pq.ParquetFile(tmp_path / "one" / "manifest.parquet")
+    assert [file.metadata.row_group(k).num_rows for k in range(2)] == [21, 21]  # whole shards
+    assert open_set(tmp_path / "one", verify=True).ids.tolist() == [f"im{i:03d}" for i in range(42)]
+
+
+def test_shards_beyond_the_five_digits_come_last(tmp_path):
+    for number, start in ((100_000, 3), (99_999, 0)):
+        shards.write_shard(tmp_path, number, members(start, start + 3))
+    assert ShardWriter(tmp_path).finished == {99_999, 100_000}
+    shards.merge_manifest(tmp_path)
+    assert open_set(tmp_path, verify=True).ids.tolist() == [f"im{i:03d}" for i in range(6)]
+    assert ShardWriter(tmp_path).finished == {99_999, 100_000}
+
+
+def test_a_column_that_some_shards_lack_is_empty_there(tmp_path):
+    shards.write_shard(tmp_path, 0, members(0, 2))
+    shards.write_shard(tmp_path, 1, [(png, one | {"note": "late"}) for png, one in members(2, 4)])
+    shards.write_shard(tmp_path, 2, [])  # every image of it was left out
+    shards.merge_manifest(tmp_path)
+    assert pd.read_parquet(tmp_path / "manifest.parquet")["note"].fillna("-").tolist() == ["-", "-", "late", "late"]
+
+
+def test_merging_goes_on_where_it_was_killed_and_needs_an_image(tmp_path):
+    shards.write_shard(tmp_path / "set", 0, members(0, 5))
+    rows = (tmp_path / "set" / "00000.rows.parquet").read_bytes()
+    shards.merge_manifest(tmp_path / "set")
+    whole = bytes_of(tmp_path / "set")
+    (tmp_path / "set" / "00000.rows.parquet").write_bytes(rows)  # killed before the rows were removed
+    shards.merge_manifest(tmp_path / "set")
+    assert bytes_of(tmp_path / "set") == whole
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "00000.rows.parquet").write_bytes(rows[:100])
+    with pytest.raises(UserError, match=r"00000\.rows\.parquet is not readable Parquet"):
+        shards.merge_manifest(tmp_path / "broken")
+    assert sorted(bytes_of(tmp_path / "broken")) == ["00000.rows.parquet"]
+    shards.write_shard(tmp_path / "empty", 0, [])
+    with pytest.raises(UserError, match="image set empty has no images"):
+        shards.merge_manifest(tmp_path / "empty")
 
 
 def test_the_stand_in_of_a_large_set_opens_fast_and_is_read_in_little_memory():

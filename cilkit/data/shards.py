@@ -16,6 +16,7 @@ import json
 import mmap
 import os
 import tarfile
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -168,10 +169,14 @@ def write_shard(folder, number: int, members: Iterable[tuple[bytes, dict]], side
             offset = _add_member(tar, f"{stem}.{suffix}", data)
             rows.append(_located(row, name, offset, data))
             if sidecars:
-                kept = {**row, "sha256": rows[-1]["sha256"]}
-                text = json.dumps(kept, ensure_ascii=False, allow_nan=False, default=lambda value: value.tolist())
-                _add_member(tar, f"{stem}.json", text.encode())
+                _add_member(tar, f"{stem}.json", _sidecar({**row, "sha256": rows[-1]["sha256"]}))
     write_rows(folder, number, rows)
+
+
+def _sidecar(row: dict) -> bytes:
+    """A row as JSON, its keys in the manifest's order; what is missing (NaN) is null, as it is in Parquet."""
+    known = {key: None if value != value else value for key, value in row.items()}
+    return json.dumps(known, ensure_ascii=False, default=lambda value: value.tolist()).encode()
 
 
 def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
@@ -210,7 +215,8 @@ def write_rows(folder, number: int, rows: "list[dict] | pd.DataFrame") -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file open for writing, of any length, that appears under its name only when all of it is on the disk."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # machines that share the folder share process ids
     try:
         with open(beside, "wb") as file:
             yield file

@@ -193,7 +193,6 @@ def _write(path: Path, schema: pa.Schema, frames: Iterable[pd.DataFrame], about:
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file, ParquetWriter(file, schema, write_statistics=False) as writer:
 
         def written() -> Iterator[pd.DataFrame]:
