@@ -84,7 +84,7 @@ def unet(**more):
     from diffusers import UNet2DConditionModel
 
     settings = {"cross_attention_dim": 16} | more
-    return UNet2DConditionModel(
+    network = UNet2DConditionModel(
         sample_size=16,
         block_out_channels=(8, 16),
         layers_per_block=1,
@@ -93,7 +93,11 @@ def unet(**more):
         attention_head_dim=4,
         norm_num_groups=4,
         **settings,
-    ).eval()
+    )
+    for name, weight in network.named_parameters():
+        if "attn2.to_out" in name and weight.dim() == 2:
+            weight.data *= 20  # so that the prompt can be seen in the image
+    return network.eval()
 
 
 def scheduler():

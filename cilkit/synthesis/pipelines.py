@@ -106,7 +106,8 @@ class Encoder:
         if self.takes_guidance:
             arguments["do_classifier_free_guidance"] = guided
             if guided:
-                arguments["negative_prompt"] = self.negative_prompt
+                negative = self.negative_prompt
+                arguments["negative_prompt"] = None if negative is None else [negative] * len(prompts)
         with torch.no_grad():
             encoded = self.pipeline.encode_prompt(**arguments)
         return {name: tensor for name, tensor in zip(self.names, encoded, strict=True) if name and tensor is not None}
