@@ -1,16 +1,15 @@
 """Painting: the same bytes whatever the workers, interruptions and kills; what stops it says so in one sentence."""
 
 import errno
-import hashlib
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from squares import Squares, files_of, wait_for
 
 from cilkit import artifacts
 from cilkit.data import shards
@@ -18,32 +17,9 @@ from cilkit.data.shards import open_set
 from cilkit.errors import Stopped, UserError
 from cilkit.realms import foresee
 from cilkit.synthesis import crew, make_plan, paint_plan, plan_hash
+from cilkit.synthesis.plan import write_plan
 
 PACKAGE = Path(artifacts.__file__).resolve().parent.parent
-
-
-class Squares:
-    """A generator in miniature: each image is one colour drawn from its seed; slow on request."""
-
-    id, digest, size, batch_size = "squares", "d" * 64, 8, 4
-    settings = {"size": 8, "steps": 3, "guidance": 1.5, "scheduler": "none", "batch_size": 4}
-
-    def __init__(self, seconds: float = 0.0):
-        self.seconds, self.painted = seconds, 0
-
-    def check(self, concepts, prompts=()):
-        pass
-
-    def paint(self, prompts, seeds, concepts):
-        time.sleep(self.seconds)
-        self.painted += len(seeds)
-        colours = [np.random.default_rng(seed).integers(0, 256, 3) for seed in seeds]
-        return np.stack([np.broadcast_to(colour, (8, 8, 3)) for colour in colours]).astype(np.uint8)
-
-
-def files_of(folder: Path) -> dict[str, str]:
-    found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 
 @pytest.fixture(scope="module")
@@ -101,20 +77,13 @@ def test_interrupted_painting_goes_on_to_the_same_bytes(plan, undisturbed, tmp_p
 
 KILLED = """
 import signal, sys; sys.path.insert(0, {tests!r})
-from test_paint import Squares
+from squares import Squares
 from cilkit.realms import foresee
 from cilkit.synthesis import make_plan, paint_plan
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background
 plan = make_plan(foresee("ornaments and shapes")[0].first(9), 7, seed=5, batch_size=4)
 paint_plan(plan, Squares(0.05), {folder!r}, shard_size=10)
 """
-
-
-def wait_for(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the painting process never came that far"
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -137,18 +106,18 @@ def test_killed_or_interrupted_process_goes_on_to_the_same_bytes(plan, undisturb
 CREW = """
 from cilkit.realms import foresee
 from cilkit.synthesis import make_plan, paint_plan
-plan = make_plan(foresee("ornaments and shapes")[0], 8, seed=5, batch_size=8)
+plan = make_plan(foresee("ornaments and shapes")[0], 4, seed=5, batch_size=8)
 paint_plan(plan, "font-renderings", {folder!r}, workers=2, shard_size=32)
 """
 
 
 def test_bytes_do_not_depend_on_workers_nor_on_killing_their_parent(tmp_path):
-    plan = make_plan(foresee("ornaments and shapes")[0], 8, seed=5, batch_size=8)
+    plan = make_plan(foresee("ornaments and shapes")[0], 4, seed=5, batch_size=8)
     alone, crew_of_two, killed = tmp_path / "1", tmp_path / "2", tmp_path / "killed"
     paint_plan(plan, "font-renderings", alone, shard_size=32)
     seen = []
     paint_plan(plan, "font-renderings", crew_of_two, workers=2, shard_size=32, progress=lambda *n: seen.append(n))
-    assert seen[-1] == (376, 376) and len(seen) == 47
+    assert seen[-1] == (188, 188) and len(seen) == 24
     script, environment = CREW.format(folder=str(killed)), {**os.environ, "PYTHONPATH": str(PACKAGE)}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment)
     wait_for(lambda: len(list(killed.glob("*.rows.parquet"))) >= 1)
@@ -225,7 +194,7 @@ def test_folder_of_another_plan_or_generator_is_left_alone(plan, undisturbed, tm
 
 def test_generator_that_paints_something_else_is_stopped(plan, tmp_path):
     wrong = Squares()
-    wrong.size = 16
+    wrong.size, wrong.paint = 16, Squares().paint
     with pytest.raises(UserError, match=r"squares painted uint8 \(4, 8, 8, 3\); expected uint8 \(4, 16, 16, 3\)"):
         paint_plan(plan, wrong, tmp_path)
     with pytest.raises(UserError, match="the plan lacks the column 'seed'; expected image_id, class_id"):
@@ -237,3 +206,56 @@ def test_generator_that_paints_something_else_is_stopped(plan, tmp_path):
 def test_scratch_of_an_artifact_is_used_and_left_empty(plan, undisturbed, tmp_path):
     paint_plan(plan, Squares(), tmp_path / "set", scratch=tmp_path / "scratch", shard_size=10)
     assert files_of(tmp_path / "set") == undisturbed and not list((tmp_path / "scratch").iterdir())
+
+
+def test_plan_on_the_disk_gives_the_bytes_of_the_plan_in_memory(undisturbed, tmp_path):
+    realm = foresee("ornaments and shapes")[0].first(9)
+    on_disk = write_plan(tmp_path / "plan.parquet", realm, 7, seed=5, batch_size=4, shard_size=10)
+    paint_plan(on_disk, Squares(), tmp_path / "set")
+    assert files_of(tmp_path / "set") == undisturbed
+
+
+def test_set_cut_into_other_shards_is_not_gone_on_with(plan, tmp_path):
+    def stop(done, total):
+        if done >= 32:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Stopped):
+        paint_plan(plan, Squares(), tmp_path, shard_size=10, progress=stop)
+    with pytest.raises(UserError, match="holds images of another plan or generator"):
+        paint_plan(plan, Squares(), tmp_path, shard_size=20)
+
+
+@pytest.mark.parametrize("room, expected", [(3, [2] * 60 + [2, 2, 1]), (1, [1] * 63)])
+def test_batch_that_does_not_fit_is_halved_with_nothing_lost(plan, tmp_path, room, expected):
+    small, large = Squares(room=room), Squares()
+    paint_plan(plan, small, tmp_path / "small", shard_size=10)
+    paint_plan(plan, large, tmp_path / "large", shard_size=10)
+    assert small.painted == 63
+    small, large = open_set(tmp_path / "small"), open_set(tmp_path / "large")
+    assert (small.images() == large.images()).all()
+    assert small.manifest["batch_size"].tolist() == expected
+    assert large.manifest["batch_size"].tolist() == [4] * 60 + [3] * 3
+
+
+def test_memory_is_asked_before_painting_and_none_at_all_is_one_sentence(plan, tmp_path):
+    painter = Squares(room=2)
+    painter.most_at_once = lambda: 2
+    paint_plan(plan, painter, tmp_path / "set")
+    assert painter.calls == 2 * 16 and painter.painted == 63  # no call was refused
+    with pytest.raises(UserError, match="not even one image of squares at 8 pixels fits"):
+        paint_plan(plan, Squares(room=0), tmp_path / "none")
+
+
+def test_repainted_images_and_the_precision_are_recorded(plan, tmp_path):
+    painter = Squares()
+    painter.repaints, painter.precision = {1: 2}, "bf16"  # in every call, the second image came out blank twice
+    paint_plan(plan, painter, tmp_path)
+    rows = open_set(tmp_path).manifest
+    assert rows["repainted"].tolist() == [2 * (position == 1) for position in plan["position"]]
+    assert rows["precision"].unique().tolist() == ["bf16"]
+
+
+def test_unknown_executor_is_one_sentence(plan, tmp_path):
+    with pytest.raises(UserError, match="executor 'rays' is unknown.*'ray'"):
+        paint_plan(plan, Squares(), tmp_path, executor="rays")

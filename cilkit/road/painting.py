@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 from cilkit import artifacts
 from cilkit.progress import Progress
-from cilkit.road.inputs import device_of, opener_of, upstream, verb_of, with_artifact
+from cilkit.road.inputs import device_of, opener_of, upstream, with_artifact
 
 VERSION = 2  # part of the key: raise it when the same parameters come to mean another payload
 
 
-@verb_of("02_image_synthesis")
 def paint(
     realm,
     generator: str = "embedded",

@@ -56,7 +56,7 @@ def paint_plan(
             for batch in painted:
                 images += batch
                 if progress:
-                    progress(kept + images, total)
+                    progress(min(kept + images, total), total)  # a dead worker's last batch may count twice
         job.close()
     except KeyboardInterrupt:
         raise Stopped(f"painting was stopped; {job.kept()} of {total} images are kept, run it again to go on") from None
