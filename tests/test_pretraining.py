@@ -1,9 +1,12 @@
 import pytest
 import torch
 from tiny import ARGS, image_set
+from tiny import transformer as tiny_transformer
 
-from cilkit import pretraining
+from cilkit import backbones, pretraining
+from cilkit.data import transforms
 from cilkit.errors import UserError
+from cilkit.pretraining.trainer import Classifier, Data, tune
 
 SMALL = {"model_args": ARGS, "batch_size": 16, "held_out": 0.25, "recipe": "shift", "lr": 5e-3}
 
@@ -28,27 +31,74 @@ def test_shuffled_labels_teach_nothing_about_the_classes(images):
     assert shuffled["held_out_accuracy"] < 0.6
 
 
-@pytest.mark.parametrize("after", [0, 1, 2])
-def test_an_interrupted_training_ends_in_the_same_weights_and_report(images, tmp_path, after):
-    def stop(moment):
-        if moment.epoch == after:
-            raise KeyboardInterrupt
-
-    whole, report = pretraining.pretrain(images, epochs=4, **SMALL)
-    with pytest.raises(KeyboardInterrupt):
-        pretraining.pretrain(images, epochs=4, scratch=tmp_path, log=stop, **SMALL)
-    resumed, again = pretraining.pretrain(images, epochs=4, scratch=tmp_path, **SMALL)
-    assert report == again
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
-
-
 def test_seeds_of_weights_and_of_data_are_apart(images):
     one = pretraining.pretrain(images, epochs=1, **SMALL)[1]["epochs"][0]["loss"]
     assert one != pretraining.pretrain(images, epochs=1, seed_init=1, **SMALL)[1]["epochs"][0]["loss"]
     assert one != pretraining.pretrain(images, epochs=1, seed_data=1, **SMALL)[1]["epochs"][0]["loss"]
 
 
-def test_a_loss_that_explodes_is_one_sentence(images):
-    with pytest.raises(UserError, match=r"loss is (nan|inf) in epoch 1 of 1, batch [12] of 3, at learning rate inf; lower lr"):
+def test_a_loss_that_explodes_names_epoch_batch_and_rate(images):
+    with pytest.raises(UserError, match=r"is (nan|inf) in epoch 1 of 1, batch [12] of 3, at learning rate inf; lower"):
         pretraining.pretrain(images, epochs=1, **{**SMALL, "lr": float("inf")})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"optimiser": "adam"}, "optimiser is 'adam'; expected one of adamw, sgd"),
+        ({"tune": "last_0_blocks"}, "tune is 'last_0_blocks'"),
+        ({"real_share": 1.0}, "real_share is 1.0"),
+        ({"n_classes": 1}, "n_classes is 1"),
+        ({"processes": 17}, "processes is 17; expected 1 to batch_size"),
+        ({"precision": "fp8"}, "precision is 'fp8'"),
+        ({"n_classes": 5}, "n_classes is 5, but there are 4 classes"),
+        ({"per_class": 17}, "per_class is 17, but class 'class 0' has 16 images"),
+        ({"tune": "last_9_blocks"}, "tune is 'last_9_blocks', but 'resnet10t' has"),
+    ],
+)
+def test_bad_settings_are_one_sentence(images, wrong, sentence):
+    with pytest.raises(UserError, match=sentence):
+        pretraining.pretrain(images, epochs=1, **{**SMALL, **wrong})
+
+
+def test_sgd_is_torchs_with_momentum_and_weights_of_ones_own(images):
+    """One batch: w - rate * (gradient + decay * w), the momentum's first step; and training starts where it is told."""
+    start = backbones.create(model_args=ARGS, seed=3)
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    settings = {**SMALL, "batch_size": 64, "optimiser": "sgd", "lr": 0.1, "weight_decay": 0.5, "recipe": "none"}
+    trained, _ = pretraining.pretrain(images, network=start, epochs=1, **settings)
+    twin = backbones.create(model_args=ARGS, seed=3).train()
+    data = Data(images, None, pretraining.Settings(**settings))
+    network = Classifier(twin, 4, 0)
+    cut = data.cuts(0)[0]
+    pixels = transforms.recipe("none", twin.input).train(data.train.read(cut), torch.Generator())
+    labels = torch.from_numpy(data.train.labels[cut])
+    torch.nn.functional.cross_entropy(network(pixels), labels, label_smoothing=0.1).backward()
+    for (name, value), after in zip(twin.named_parameters(), trained.parameters(), strict=True):
+        decay = 0.5 if value.ndim > 1 else 0.0
+        expected = before[name] - 0.1 * (value.grad + decay * before[name])
+        assert torch.allclose(after, expected, atol=1e-6), name
+
+
+@pytest.mark.parametrize(("what", "trained"), [("head", ()), ("last_block", ("layer4",)), ("all", None)])
+def test_frozen_parts_keep_every_bit_and_the_rest_moves(images, what, trained):
+    before = backbones.create(model_args=ARGS).state_dict()
+    backbone, _ = pretraining.pretrain(images, epochs=1, tune=what, **SMALL)
+    for name, value in backbone.state_dict().items():
+        moves = trained is None or name.removeprefix("model.").startswith(trained or "nothing")
+        assert torch.equal(value, before[name]) != moves, name
+    assert all(p.requires_grad for p in backbone.parameters())
+
+
+def test_the_last_block_of_a_transformer_takes_its_norm_along():
+    backbone = tiny_transformer()
+    tune(backbone, "last_2_blocks")
+    free = {name.removeprefix("model.") for name, p in backbone.named_parameters() if p.requires_grad}
+    assert {name.split(".")[1] for name in free if name.startswith("blocks")} == {"2", "3"}
+    assert "norm.weight" in free and "pos_embed" not in free
+
+
+def test_bf16_trains_float32_weights(images):
+    backbone, report = pretraining.pretrain(images, epochs=4, precision="bf16", **SMALL)
+    assert report["epochs"][-1]["loss"] < report["epochs"][0]["loss"]
+    assert {value.dtype for value in backbone.parameters()} == {torch.float32}

@@ -8,7 +8,7 @@ from scipy.stats import chisquare, ks_2samp, kstest
 from sklearn.datasets import load_sample_images
 from torchvision import transforms as tv
 
-from cilkit.data import recipes, transforms
+from cilkit.data import augment, recipes, transforms
 from cilkit.data.transforms import Input
 from cilkit.errors import UserError
 
@@ -48,6 +48,11 @@ LITERAL = {  # as the papers' code has them: (train, test)
     "ranpac": both(WIDE, CENTRE),
     "ranpac_cifar": both(WIDE, [tv.Resize(224, BICUBIC), tv.CenterCrop(224)]),
     "icarl_cifar": both([tv.RandomCrop(32, padding=4, fill=(129, 124, 112)), FLIP], [], CIFAR_MEAN),
+    "pretrain_full": both(
+        [tv.RandomResizedCrop(224, (0.2, 1.0), interpolation=BICUBIC), FLIP, tv.ColorJitter(0.4, 0.4, 0.4)]
+        + [tv.RandAugment()],
+        CENTRE, OURS.mean, OURS.std,
+    ),
     "gmm": both(
         [tv.RandomResizedCrop(224, (0.5, 1.0), interpolation=BICUBIC)],
         [tv.Resize(224, BICUBIC), tv.CenterCrop(224)],
@@ -150,6 +155,39 @@ def test_brightness_factors_are_uniform_about_one():
     factors = recipes.PRESETS["slca_cifar"].train_plan(sizes, 224, generator()).brightness
     assert kstest((factors - 1) * 255 / 63, "uniform", args=(-1, 2)).pvalue > 1e-3
     assert recipes.PRESETS["timm"].train_plan(sizes, 224, generator()).brightness is None
+
+
+def test_randaugment_is_torchvisions_image_by_image():
+    """Every operation with both signs, mixed in one batch: each image as torchvision changes it alone."""
+    levels = torch.from_numpy(PHOTO[:48, :40]).permute(2, 0, 1).repeat(28, 1, 1, 1)  # uint8 (28, 3, 48, 40)
+    order = torch.randperm(28, generator=generator(1))
+    picked, signs = order % 14, order // 14
+    found = augment._operated(levels, picked, signs, 9)
+    space = tv.RandAugment()._augmentation_space(31, (48, 40))
+    assert len(space) == 14
+    for row in range(28):
+        name, (magnitudes, signed) = list(space.items())[picked[row]]
+        by = float(magnitudes[9]) if magnitudes.ndim else 0.0
+        by = -by if signed and signs[row] else by
+        expected = tv.autoaugment._apply_op(levels[row], name, by, tv.InterpolationMode.NEAREST, None)
+        assert torch.equal(found[row], expected), name
+
+
+def test_colour_jitter_blends_as_torchvision_does():
+    """One factor at a time, on whole levels; jitter 0 and no operation leave the image as it is."""
+    image = torch.from_numpy(PHOTO[:48, :40]).permute(2, 0, 1)
+    levels = image[None].float()
+    assert torch.equal(augment.colours(levels.clone(), 0.0, 0, 9, generator()), levels)
+    grey = augment._grey(levels)
+    for factor in (0.6, 1.0, 1.37):
+        blends = {
+            "brightness": augment._blended(levels, 0.0, factor),
+            "contrast": augment._blended(levels, grey.round().mean((1, 2, 3), keepdim=True), factor),
+            "saturation": augment._blended(levels, grey, factor),
+        }
+        for name, found in blends.items():
+            expected = getattr(tv.functional, f"adjust_{name}")(image, factor).float()
+            assert (found[0] - expected).abs().max() <= 1, name
 
 
 def test_images_of_the_cached_size_are_cut_not_filtered():

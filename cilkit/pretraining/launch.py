@@ -170,12 +170,11 @@ def failure(folder: Path, processes: int) -> Exception:
         if first.get("errno"):
             return OSError(first["errno"], first["error"])
         return UserError(first["error"])
-    text = (folder / LOG).read_text(errors="replace")
-    found = re.search(r"exitcode\s*:\s*(-?\d+).*?\n", text)
-    rank = re.search(r"rank\s*:\s*(\d+) \(local_rank", text)
-    which = f"process {int(rank[1]) + 1} of {processes}" if rank else f"one of {processes} processes"
-    killed = found and int(found[1]) < 0
-    how = "was killed, perhaps for lack of memory" if killed else f"ended with status {found[1]}" if found else "ended"
+    root = (folder / LOG).read_text(errors="replace").partition("Root Cause")[2]  # as torchrun tells it
+    found = re.search(r"rank\s*:\s*(\d+) .*\s+exitcode\s*:\s*(-?\d+)", root)
+    which = f"process {int(found[1]) + 1} of {processes}" if found else f"one of {processes} processes"
+    killed = found and int(found[2]) < 0
+    how = "was killed, perhaps for lack of memory" if killed else "ended"
     return UserError(
         f"pre-training stopped: {which} {how}; what was finished is kept, run again to go on (log: {folder / LOG})"
     )

@@ -78,7 +78,8 @@ def describe(error: Exception, rank: int, size: int) -> dict:
 
 
 def _leave_with_the_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not sys.stdin, whose lock an ending interpreter waits for
+        pass
     os._exit(1)
 
 

@@ -85,7 +85,7 @@ class Classifier(nn.Module):
 
     def __init__(self, backbone: Backbone, classes: int, seed: int) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, nn.Linear(backbone.dim, classes)
+        self.backbone, self.head = backbone, nn.utils.skip_init(nn.Linear, backbone.dim, classes)
         with torch.no_grad():
             generator = torch.Generator().manual_seed(derive(seed, "pre-training head"))
             self.head.weight.normal_(0.0, 0.02, generator=generator)

@@ -150,4 +150,7 @@ def _kept(images, artifact: Artifact | None, without_classes_of: str, leave_out:
             dropped |= set(choosing.same_names(keep, theirs))
         else:
             dropped |= set(realms.overlap(input_of(artifact, "realm"), theirs))
-    return [name for name in keep if name not in dropped]
+    keep = [name for name in keep if name not in dropped]
+    if len(keep) < 2:
+        raise UserError(f"{len(keep)} of {len(images.class_names)} classes are left to tell apart; leave fewer out")
+    return keep
