@@ -70,12 +70,16 @@ def curate(
     if decisions and not Path(decisions).is_file():
         raise UserError(f"there is no file of decisions at {decisions!r}; check its path, or give ''")
     by_hand = curation.Decisions(decisions) if decisions else None
-    for note in by_hand.notes if by_hand else ():
+    for note in by_hand.notes if by_hand is not None else ():
         print(f"cilkit: {note}", flush=True)
     realm = input_of(images.artifact, "realm")
     scored = score(images, backbone, text_image, device, threads)
     inputs = {"images": images.artifact, "realm": realm.artifact, "scores": scored}
-    identity = {"rules": rules, "decisions": by_hand.rows() if by_hand else [], "benchmarks": list(benchmarks)}
+    identity = {
+        "rules": rules,
+        "decisions": by_hand.rows() if by_hand is not None else [],
+        "benchmarks": list(benchmarks),
+    }
 
     def make(work: artifacts.Work) -> None:
         table = curation.decided(pd.read_parquet(scored.file(SCORES)), rules, by_hand)

@@ -13,6 +13,7 @@ BLANK_RANGE = 32  # grey levels of 255 between the 1st and 99th percentile of br
 HASH_SIDE = 8  # the perceptual hash has HASH_SIDE * HASH_SIDE bits
 HASH_DISTANCE = 3  # bits in which two images of one class may differ and still be suspected of being the same
 PIXEL_DISTANCE = 8.0  # and the mean absolute difference of their pixels, in grey levels of 255, that confirms it
+SAMPLED = 128  # rows and columns of a large image, at least, from which its contrast is taken
 REDUCED = 32  # pixels on a side of the copies by which images of a large set are compared
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # of R, G, B (Rec. 601)
 
@@ -54,8 +55,12 @@ def _sizes(images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
 
 
 def contrasts(pixels: np.ndarray) -> np.ndarray:
-    """Brightness range of each image, 1st to 99th percentile, in grey levels: uint8 (n, h, w, 3) -> float (n,)."""
-    grey = (pixels @ LUMINANCE).reshape(len(pixels), -1)  # (n, h * w)
+    """Brightness range of each image, 1st to 99th percentile, in grey levels: uint8 (n, h, w, 3) -> float (n,).
+
+    Of an image larger than SAMPLED pixels on a side, rows and columns at equal distances are looked at.
+    """
+    step = max(1, min(pixels.shape[1:3]) // SAMPLED)
+    grey = _brightness(pixels[:, ::step, ::step]).reshape(len(pixels), -1)
     low, high = np.percentile(grey, [1, 99], axis=1)
     return high - low
 
@@ -65,9 +70,14 @@ def perceptual_hashes(pixels: np.ndarray) -> np.ndarray:
 
     The image is averaged to HASH_SIDE rows of HASH_SIDE + 1 cells; a bit says whether a cell is brighter than the next.
     """
-    grey = pixels @ LUMINANCE  # (n, h, w)
+    grey = _brightness(pixels)
     cells = _averaged(_averaged(grey, HASH_SIDE, 1), HASH_SIDE + 1, 2)  # (n, HASH_SIDE, HASH_SIDE + 1)
     return (cells[:, :, :-1] > cells[:, :, 1:]).reshape(len(pixels), -1)
+
+
+def _brightness(pixels: np.ndarray) -> np.ndarray:
+    """uint8 (n, h, w, 3) -> float32 (n, h, w)."""
+    return np.stack([image @ LUMINANCE for image in pixels])
 
 
 def _averaged(grey: np.ndarray, parts: int, axis: int) -> np.ndarray:
@@ -83,10 +93,15 @@ def sharpness(pixels: np.ndarray) -> np.ndarray:
     The standard deviation of the brightness's Laplacian (each pixel's four neighbours minus four times itself), which
     blur lowers; 0 for an image that has no inner pixel.
     """
-    grey = pixels @ LUMINANCE  # (n, h, w)
-    inner = grey[:, 1:-1, 1:-1]
-    around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
-    return (around - 4 * inner).std(axis=(1, 2)) if inner.size else np.zeros(len(pixels))
+    if min(pixels.shape[1:3]) < 3:
+        return np.zeros(len(pixels))
+    found = []
+    for grey in _brightness(pixels):  # one image at a time stays in the processor's cache
+        laplacian = -4 * grey[1:-1, 1:-1]
+        for neighbour in (grey[:-2, 1:-1], grey[2:, 1:-1], grey[1:-1, :-2], grey[1:-1, 2:]):
+            laplacian += neighbour
+        found.append(laplacian.std())
+    return np.array(found)
 
 
 def reduced(pixels: np.ndarray) -> np.ndarray:
