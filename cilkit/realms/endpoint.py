@@ -1,6 +1,8 @@
 """A language model behind a server that speaks the OpenAI protocol: hosted ones, vLLM, Ollama, llama.cpp."""
 
+import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -13,6 +15,7 @@ from cilkit.realms.prompts import Message
 
 # What a server may refuse (400 or 422) and is then asked without; the first is then asked for in words.
 OPTIONAL = ("response_format", "max_tokens", "temperature", "top_p", "seed")
+SECRET = 8  # characters from which a key or password is looked for in what a server says ("none", "test" are none)
 IN_WORDS = "\n\nAnswer with JSON of this schema and with nothing else:\n"
 
 
@@ -36,12 +39,14 @@ class Endpoint:
     ):
         if not (isinstance(timeout, (int, float)) and timeout > 0 and type(retries) is int and retries >= 0):
             raise UserError(f"timeout {timeout!r} and retries {retries!r}: expected seconds above 0 and a whole number")
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", key_from):  # unshown: somebody may have put the key itself there
+            raise UserError(
+                "key_from is not the NAME of an environment variable, such as OPENAI_API_KEY; give its name"
+            )
         self.name, self.timeout, self.retries, self.key_from = name, timeout, retries, key_from
-        self.sampling = Sampling(**sampling)
-        self.id, self.cut = f"endpoint:{name}", False
-        self.card = {"backend": "endpoint", "model": name, "revision": "", "licence": ""}
-        self.card["sampling"] = asdict(self.sampling)
-        self._base_url, self._address, self._key, self._client = base_url, "", "", None
+        self.id, self.cut, self.sampling = f"endpoint:{name}", False, asdict(Sampling(**sampling))
+        self.card = {"backend": "endpoint", "model": name, "revision": "", "licence": "", "sampling": self.sampling}
+        self._base_url, self._address, self._client = base_url, "", None
         self._secrets: list[str] = []
         self._left_out: frozenset[str] = frozenset()
 
@@ -56,20 +61,20 @@ class Endpoint:
                 break
             left_out |= {refused}
         self._left_out = left_out
-        text, self.cut = self._read(completion)
+        text = self._read(completion)
         self._note(completion, request, schema)
         return text
 
     def _request(self, messages: Sequence[Message], schema: type | None, left_out: frozenset[str]) -> dict[str, Any]:
         messages = [dict(message) for message in messages]
-        request: dict[str, Any] = {"model": self.name, "messages": messages}
-        request |= {name: value for name, value in asdict(self.sampling).items() if name not in left_out}
-        if self.sampling.top_p == 1:  # the protocol's default, which some servers refuse beside a temperature
-            request.pop("top_p", None)
+        sampling = {name: value for name, value in self.sampling.items() if name not in left_out}
+        if sampling.get("top_p") == 1:  # the protocol's default, which some servers refuse beside a temperature
+            del sampling["top_p"]
         if "max_tokens" in left_out:  # as hosted reasoning models call it
-            request["max_completion_tokens"] = self.sampling.max_tokens
+            sampling["max_completion_tokens"] = self.sampling["max_tokens"]
+        request: dict[str, Any] = {"model": self.name, "messages": messages, **sampling}
         if schema is not None and "response_format" in left_out:
-            messages[-1]["content"] += IN_WORDS + _json_schema(schema)
+            messages[-1]["content"] += IN_WORDS + json.dumps(schema.model_json_schema(), ensure_ascii=False)
         elif schema is not None:
             form = {"name": schema.__name__, "schema": schema.model_json_schema(), "strict": True}
             request["response_format"] = {"type": "json_schema", "json_schema": form}
@@ -86,8 +91,6 @@ class Endpoint:
             if refused:
                 return None, refused
             raise self._sentence(error) from None
-        except openai.APIResponseValidationError:
-            raise self._unusable("no JSON") from None
         except openai.OpenAIError as error:
             raise self._sentence(error) from None
         except ValueError:  # the body is called JSON and is none
@@ -100,31 +103,28 @@ class Endpoint:
         named = [name for name in OPTIONAL if name in request and name in said]
         return next(iter(named), "response_format" if "response_format" in request else "")
 
-    def _read(self, completion: Any) -> tuple[str, bool]:
-        """(text, whether it was cut at max_tokens); the client checks no shapes, so this does."""
+    def _read(self, completion: Any) -> str:
+        """The text; the client checks no shapes, so this does."""
         try:
             choice = completion.choices[0]
-            text, reason = choice.message.content, choice.finish_reason
+            text, reason = choice.message.content, self._plain(choice.finish_reason)
         except (AttributeError, TypeError, IndexError, KeyError):
             raise self._unusable("no choice in it") from None
-        if not isinstance(text, str) or not text.strip():
-            raise self._unusable(
-                "all of max_tokens used up before the first word; raise max_tokens"
-                if reason == "length"
-                else f"no text (finish_reason {str(reason)[:40]!r})"
-            )
-        return text, reason == "length"
+        self.cut = reason == "length"
+        if isinstance(text, str) and text.strip():
+            return self._without_secrets(text)
+        raise self._unusable(
+            "max_tokens were used up before its first word; raise them" if self.cut else f"no text, ended by {reason!r}"
+        )
 
     def _note(self, completion: Any, request: dict[str, Any], schema: type | None) -> None:
-        sampling = asdict(self.sampling)
+        left_out = self._left_out - {"max_tokens"}  # asked for under another name
         self.card = {
             **self.card,
             "revision": self._plain(getattr(completion, "model", "")),
             "fingerprint": self._plain(getattr(completion, "system_fingerprint", "")),
             "server": urlsplit(self._address).hostname,  # without the port: a local server's changes
-            "sampling": {
-                name: value for name, value in sampling.items() if name not in self._left_out - {"max_tokens"}
-            },
+            "sampling": {name: value for name, value in self.sampling.items() if name not in left_out},
             "structured": "" if schema is None else "json_schema" if "response_format" in request else "in words",
             "versions": {"openai": version("openai")},
         }
@@ -138,62 +138,58 @@ class Endpoint:
             raise missing_extra("openai") from None
         given = self._base_url or os.environ.get("OPENAI_BASE_URL", "")
         address, user = _split(given) if given else (None, None)
-        self._key = os.environ.get(self.key_from, "").strip()
-        if not self._key and not given:
+        key = os.environ.get(self.key_from, "").strip()
+        if not key and not given:
             raise UserError(
                 f"environment variable {self.key_from} is not set; set it to the server's key, or give base_url of a "
                 "server that needs none"
             )
-        if not (self._key.isascii() and self._key.isprintable()):
+        if not (key.isascii() and key.isprintable()):
             raise UserError(f"environment variable {self.key_from} holds characters that no key has; set it anew")
-        self._secrets = [secret for secret in (self._key, *(user or ())) if secret]
-        http = openai.DefaultHttpxClient(auth=user) if user else None
+        self._secrets = [secret for secret in (key, *(user or ())) if len(secret) >= SECRET]
         self._client = openai.OpenAI(
             base_url=address,
-            api_key=self._key or "none",
+            api_key=key or "none",
             timeout=self.timeout,
             max_retries=self.retries,
-            http_client=http,
+            http_client=openai.DefaultHttpxClient(auth=user) if user else None,
         )
         self._address = address or str(self._client.base_url).rstrip("/")
 
     def _sentence(self, error: Exception) -> UserError:
         import openai
 
-        where, tries = f"the language model server at {self._address}", f"after {self.retries} retries"
-        if isinstance(error, openai.APITimeoutError):
-            return UserError(f"{where} gave no answer within {self.timeout:g} s {tries}; raise timeout, or ask later")
-        if isinstance(error, openai.APIConnectionError):
-            return UserError(
-                f"{where} cannot be reached or breaks the connection, {tries}; start it, or correct base_url "
-                "(or OPENAI_BASE_URL)"
-            )
-        if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
-            state = "is set but not accepted" if self._key else "is not set"
-            return UserError(
-                f"{where} refuses the key ({error.status_code}): environment variable {self.key_from} {state}; "
-                "set it to a valid key (key_from names another variable)"
-            )
+        where = f"the language model server at {self._address}"
         if isinstance(error, openai.NotFoundError):
-            return self._unknown(where)
-        if isinstance(error, openai.RateLimitError):
-            return UserError(f"{where} still refuses more questions (429) {tries}: {self._said(error)}; ask later")
-        if isinstance(error, openai.InternalServerError):
-            return UserError(f"{where} still fails ({error.status_code}) {tries}: {self._said(error)}; see its log")
-        return UserError(f"{where} does not take the question: {self._said(error)}")
+            return UserError(f"{where} {self._unknown()}")
+        tries, said, key = f"after {self.retries} retries", self._said(error), f"environment variable {self.key_from}"
+        state = "is set but not accepted" if os.environ.get(self.key_from) else "is not set"
+        reasons = (
+            (openai.APITimeoutError, f"gave no answer within {self.timeout:g} s {tries}; raise timeout, or ask later"),
+            (
+                openai.APIConnectionError,
+                f"cannot be reached or breaks the connection, {tries}; start it, or correct base_url",
+            ),
+            (openai.AuthenticationError, f"refuses the key (401): {key} {state}; set it to a valid one"),
+            (openai.PermissionDeniedError, f"forbids it (403): {said}; {key} {state}; set it to a key that may"),
+            (openai.RateLimitError, f"still refuses more questions (429) {tries}: {said}; ask later"),
+            (openai.InternalServerError, f"still fails {tries}: {said}; see its log, or ask later"),
+            (Exception, f"does not take the question: {said}"),
+        )
+        reason = next(text for kind, text in reasons if isinstance(error, kind))
+        return UserError(f"{where} {reason}")
 
-    def _unknown(self, where: str) -> UserError:
-        """404: another model's name, or an address that has no such protocol."""
+    def _unknown(self) -> str:
+        """What a 404 means: another model's name, or an address that has no such protocol."""
         import openai
 
         try:
-            known = sorted(str(model.id)[:100] for model in self._client.models.list())
+            known = sorted(self._plain(model.id) for model in self._client.models.list())
         except (openai.OpenAIError, ValueError, AttributeError, TypeError):
             known = []
         if not known or self.name in known:
-            return UserError(f"{where} knows no model {self.name!r}, or its address is wrong: most end with /v1")
-        listed = ", ".join(known[:10]) + (" ..." if len(known) > 10 else "")
-        return UserError(f"{where} has no model {self.name!r}{near_name(self.name, known)}; it has {listed}")
+            return f"knows no model {self.name!r}, or its address is wrong: most end with /v1"
+        return f"has no model {self.name!r}{near_name(self.name, known)}; it has {', '.join(known[:10])}"
 
     def _unusable(self, why: str) -> NoReply:
         return NoReply(f"{self.name} at {self._address} sent an unusable answer: {why}")
@@ -205,16 +201,13 @@ class Endpoint:
         return self._plain(text or getattr(error, "message", "")) or "no reason given"
 
     def _plain(self, text: Any) -> str:
-        words = " ".join(text.split()) if isinstance(text, str) else ""
-        for secret in self._secrets:
-            words = words.replace(secret, "(secret)")
+        words = self._without_secrets(" ".join(text.split())) if isinstance(text, str) else ""
         return "".join(character for character in words if character.isprintable())[:200]
 
-
-def _json_schema(schema: type) -> str:
-    import json
-
-    return json.dumps(schema.model_json_schema(), ensure_ascii=False)
+    def _without_secrets(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "(secret)")
+        return text
 
 
 def _split(url: str) -> tuple[str, tuple[str, str] | None]:
