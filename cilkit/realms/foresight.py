@@ -9,6 +9,7 @@ from cilkit.progress import Progress
 from cilkit.realms import parsing, prompts
 from cilkit.realms.backends import LanguageModel, NoReply, Replayed, backend
 from cilkit.realms.journal import Journal
+from cilkit.realms.names import canonical
 from cilkit.realms.realm import Realm, Reply
 
 ORDERS = 200  # most subtypes that are asked where no number was: birds have 44 orders; our decision
@@ -52,8 +53,10 @@ def foresee(
         raise UserError('a free realm needs a template of its own, e.g. template="A pencil drawing of {name}"')
     asking = _Asking(backend(llm, name, **(options or {})), name, kind, per_subtype, attempts, journal or Journal())
     asking.choose(protocol, subtypes)
-    named = asking.subtypes(subtypes) if isinstance(subtypes, int) else list(subtypes)
-    limit = subtypes if isinstance(subtypes, int) and kind != "biological" else ORDERS
+    if isinstance(subtypes, int):
+        named, limit = asking.subtypes(subtypes), ORDERS if kind == "biological" else subtypes
+    else:
+        named, limit = list(subtypes), len(subtypes)
     progress = Progress(f"asking for {name}")
     for number, subtype in enumerate(named[:limit], 1):
         asking.classes(subtype, exclude)
@@ -70,12 +73,13 @@ def foresee(
 
     realm, report = read()
     for _ in range(rounds if classes else 0):
-        before = len(realm)
+        before, known = len(realm), set(map(canonical, realm.concept_names))
         for subtype in realm.subtypes:
-            if len(realm) < classes:
+            if len(known) < classes:
                 listed = [concept.name for concept in realm.concepts if concept.subtype == subtype]
-                asking.classes(subtype, [*exclude, *listed], again=True)
-                realm, report = read()
+                rows = asking.classes(subtype, [*exclude, *listed], again=True)
+                known |= {canonical(row.name) for row in rows}
+        realm, report = read()
         if len(realm) == before:
             break
     return _kept(realm, classes or len(realm), report, asking.replays)
@@ -124,14 +128,14 @@ class _Asking:
             raise UserError(f"{self.model.id} named no subtypes of {self.realm!r}: {self.replies[-1].error}")
         return named
 
-    def classes(self, subtype: str, exclude: Sequence[str], again: bool = False) -> None:
+    def classes(self, subtype: str, exclude: Sequence[str], again: bool = False) -> list[parsing.Row]:
         """Ask for the classes of a subtype. Kept replies were given without `exclude`, and may know nothing `again`."""
         messages = self._classes(subtype, exclude)
         if not self._answers(messages):
             if again:
-                return
+                return []
             messages = self._classes(subtype)
-        self._ask(subtype, messages, self._rows)
+        return self._ask(subtype, messages, self._rows) or []
 
     def _rows(self, reply: Reply) -> list[parsing.Row]:
         return parsing.parse_classes(

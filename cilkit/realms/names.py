@@ -28,14 +28,16 @@ _INSTRUCTION = re.compile(
 
 
 def plain(text: str) -> str:
-    """NFKC, single spaces, no bold marks, no control, bidirectional, private or unpaired surrogate characters."""
-    text = unicodedata.normalize("NFKC", text).replace("**", "")
-    return " ".join((text if text.isascii() and text.isprintable() else visible(text)).split())
+    """NFKC, single spaces, no bold marks, nothing that nobody sees."""
+    return " ".join(visible(unicodedata.normalize("NFKC", text).replace("**", "")).split())
 
 
 def visible(text: str) -> str:
-    """The text without the characters that nobody sees (Unicode's category C); white space stays."""
-    return "".join(c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
+    """The text without control, bidirectional, private and unpaired surrogate characters; white space stays."""
+    if text.isascii() and text.isprintable():
+        return text
+    hidden = {ord(c) for c in set(text) if unicodedata.category(c)[0] == "C" and not c.isspace()}
+    return text.translate(dict.fromkeys(hidden)) if hidden else text
 
 
 def normal(text: str) -> str:

@@ -22,6 +22,7 @@ DESCRIPTION_LIMIT = 180  # characters; asked for in the prompt and not enforced 
 COLUMNS = {
     "object": ("item_id", "item_name", "item_description"),
     "biological": ("item_id", "species_latin_name", "species_common_name", "species_description"),
+    "free": ("item_id", "item_name", "item_description"),
 }
 FIELDS = {  # what models and the papers' tables call the fields of a class
     **dict.fromkeys(["number", "item_id", "id", "#", "no", "no.", "item"], "number"),
@@ -29,7 +30,7 @@ FIELDS = {  # what models and the papers' tables call the fields of a class
     **dict.fromkeys(["scientific_name", "species_latin_name", "latin_name"], "scientific_name"),
     **dict.fromkeys(["description", "item_description", "species_description"], "description"),
 }
-REPLY_LIMIT, LINE_LIMIT, LINES = 200_000, 20_000, 2_000  # characters and lines that are read; our decision
+REPLY_LIMIT, LINE_LIMIT, LINES = 200_000, 20_000, 2_000  # characters, lines (or classes) that are read; our decision
 SHOWN = 400  # characters of a text that a report repeats
 # Endings that remain of "var. botrytis", "subsp. pekinensis", "ssp. abietis", "'Nellie R. Stevens'", "St. John's wort".
 _CUT = re.compile(r"\s+(?:va|subs|ss)$")
@@ -65,7 +66,7 @@ class Report:
     repairs: list[Repair] = field(default_factory=list)
 
     def add(self, where: str, what: str, before: str, after: str = "") -> None:
-        self.repairs.append(Repair(where, what, before[:SHOWN], after[:SHOWN]))
+        self.repairs.append(Repair(where, what, shown(before), shown(after)))
 
     def count(self, what: str) -> int:
         return sum(repair.what == what for repair in self.repairs)
@@ -87,20 +88,27 @@ class Report:
         return pd.DataFrame(rows, columns=["where", "what", "before", "after"])
 
 
-_JSON = re.compile(r"^\s*[\[{]|\{\s*\"", re.MULTILINE)
+_JSON = re.compile(r"^[ \t]*[\[{]|\{\s*\"", re.MULTILINE)
 _BARE = re.compile(r"\s*[\[{].*[\]}]\s*", re.DOTALL)
 _STRUCTURED = re.compile(r"\s*(?:\||\d{1,4}\s*(?:[.)]|$)|[-*•]\s)")  # a row that broke off after its number counts
-_RULE = re.compile(r"[\s|:-]*-[\s|:-]*")  # the line below a Markdown table's head
 _ITEM = re.compile(
     r"\s*(?:\d{1,4}[.)]|[-*•])\s+(?P<name>[^;]{1,160}?)(?:\s+[-–—]\s+|\s*[:–—]\s+|\s*:?$)(?P<description>.*)"
 )
 _LATIN = re.compile(r"[A-Z][a-z-]+(?: [a-z.×'-]+)+")
 
 
+def shown(text: str) -> str:
+    """The beginning of a text, what nobody sees in it written as an escape."""
+    text = text[:SHOWN]
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c.isspace() else ascii(c)[1:-1] for c in text)
+
+
 def tidy(text: str, where: str, report: Report) -> str:
-    """The text without markup, control characters, bold marks and stray spaces; reported when that changed it."""
+    """The text without markup, control characters, formula signs, bold marks, stray spaces; reported if changed."""
     unmarked = without_markup(text) if "<" in text or "&" in text or not text.isascii() else text
-    tidied = plain(unmarked)
+    tidied = re.sub(r"^[=+@-]+(?=\w)", "", plain(unmarked))  # a spreadsheet would take it for a formula
     if tidied != text:
         what = "control characters" if visible(text) != text else "stray spaces"
         what = "markup" if "<" in text and "<" not in tidied else "bold marks" if "**" in text else what
@@ -215,10 +223,10 @@ def _json_classes(text: str, where: str, report: Report) -> list[Found]:
     from cilkit.realms import schema
 
     values, whole = schema.values_in(text)
-    entries = [entry for value in values for entry in schema.entries_in(value)]
+    entries = [entry for value in values for entry in schema.entries_in(value)][:LINES]
     if entries and not whole:
         report.add(where, "JSON cut off or broken", text[-SHOWN:])
-    if entries and not _BARE.fullmatch(text):
+    elif entries and not _BARE.fullmatch(text):
         report.add(where, "words around the JSON", text)
     places = [f"{where}, class {number}" for number in range(1, len(entries) + 1)]
     return [(place, repr(one), schema.checked(one, place)) for place, one in zip(places, entries, strict=True)]
@@ -241,7 +249,7 @@ class _Lines:
             place = f"{self.where}, line {number}"
             if index < first or index > last:
                 self.report.add(place, "words around the table", line)
-            elif not _RULE.fullmatch(line):
+            elif line.strip().strip("|:- \t"):  # not the rule below a Markdown table's head
                 try:
                     values = self._values(line, place)
                 except UserError as problem:

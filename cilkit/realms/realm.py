@@ -76,12 +76,13 @@ class Realm:
     @property
     def folders(self) -> dict[str, str]:
         """A folder name for every concept: ASCII letters, digits and hyphens, unique also where case is ignored."""
-        taken: dict[str, str] = {}
+        taken, used = {}, set()
         for name in self.concept_names:
             base = slug(name) or "class"
             folder, number = base, 2
-            while folder in taken.values():
+            while folder in used:
                 folder, number = f"{base}-{number}", number + 1
+            used.add(folder)
             taken[name] = folder
         return taken
 

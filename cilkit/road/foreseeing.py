@@ -9,12 +9,11 @@ from typing import Any
 
 from cilkit import artifacts
 from cilkit.errors import UserError
-from cilkit.road.inputs import opener_of, upstream, verb_of, with_artifact
+from cilkit.road.inputs import opener_of, upstream, with_artifact
 
 VERSION = 2  # part of the key: raise it when the same parameters come to mean another payload
 
 
-@verb_of("01_realm_prompting")
 def foresee(
     realm: str,
     llm: str = "replayed",
@@ -33,7 +32,7 @@ def foresee(
               is read of the rest).
     llm:      "replayed" (kept replies, read by the parser that live ones are), a folder of kept replies or of a saved
               realm, "local:NAME" (transformers), "endpoint:MODEL" (an OpenAI-compatible server; key in OPENAI_API_KEY).
-    classes:  keep the first so many concepts; 0 keeps all. A live model is asked for them in `rounds` rounds more at most.
+    classes:  keep the first so many concepts; 0 keeps all. A live model is asked for more in `rounds` rounds at most.
     kind:     "object", "biological", "free" (with a `template`, e.g. "A pencil drawing of {name}"); "" by the realm.
     subtypes: their names, which saves the first question, or how many to ask for; empty: the paper's 20.
     per_subtype: classes asked of each subtype; 0: the paper's 10 (object) or 20 (biological).
