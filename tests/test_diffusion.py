@@ -247,8 +247,9 @@ def test_guidance_of_some_steps_ends_where_it_says(folders):
         assert batches == [8, 8, 4, 4], kind
         assert not close(images, load_generator(folders(kind), **FEW | {"steps": 4}).paint(PROMPTS, SEEDS, [""] * 4))
         batches.clear()
-    with pytest.raises(UserError, match="guides every step or none"):
-        load_generator(folders("pixart"), **FEW, guidance_until=0.5).paint(PROMPTS[:1], SEEDS[:1], [""])
+    for kind in ("pixart", "flux", "dit"):
+        with pytest.raises(UserError, match="guides every step or none"):
+            load_generator(folders(kind), **FEW, guidance_until=0.5).paint(PROMPTS[:1], SEEDS[:1], ["goldfish"])
 
 
 def test_guidance_of_some_steps_equals_the_loop_by_hand(folders):
@@ -270,6 +271,7 @@ def test_guidance_of_some_steps_equals_the_loop_by_hand(folders):
         picture = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
     by_hand = (255 * (picture / 2 + 0.5).clamp(0, 1)).round().permute(0, 2, 3, 1).numpy().astype(np.uint8)
     assert close(images, by_hand)
+    assert not close(images, load_generator(folders("sd"), **FEW | {"steps": 4}).paint(PROMPTS[:1], SEEDS[:1], [""]))
 
 
 def test_attention_caching_computes_every_second_step_and_forgets_between_calls(folders):
@@ -305,6 +307,14 @@ def test_scheduler_by_short_name_or_class_keeps_the_noise_schedule(folders):
     )
     with pytest.raises(UserError, match=r"scheduler 'DPMSolver\+\+' is unknown"):
         load_generator(folders("sd"), **FEW, scheduler="DPMSolver++").paint(PROMPTS[:1], SEEDS[:1], [""])
+
+
+@pytest.mark.parametrize("scheduler", [*pipelines.SCHEDULERS])
+def test_an_image_is_its_own_under_every_scheduler(folders, scheduler):
+    """Schedulers that add noise in a step draw it from the image's own generator, too."""
+    generator = load_generator(folders("sd"), **FEW, scheduler=scheduler)
+    images = generator.paint(PROMPTS, SEEDS, [""] * 4)
+    assert close(images[1:3], generator.paint(PROMPTS[1:3], SEEDS[1:3], [""] * 2))
 
 
 @pytest.mark.parametrize("named", ["kohya", "peft"])

@@ -28,6 +28,13 @@ def test_font_renderings_are_the_seeds_alone():
     assert len(generator.digest) == 64 and generator.digest == load_generator("font-renderings").digest
 
 
+def test_font_renderings_take_no_settings():
+    assert load_generator("font-renderings", device="cpu").most_at_once() == 0
+    assert load_generator("font-renderings").tokens(["a b"]) == ([2], 0)
+    with pytest.raises(UserError, match="has no settings, but 'steps' was given"):
+        load_generator("font-renderings", steps=3)
+
+
 def test_unknown_generator_names_what_there_is(tmp_path):
     for spec in ("dall-e", str(tmp_path), "./nowhere"):
         with pytest.raises(UserError, match="expected 'embedded', 'font-renderings', a folder with model_index.json"):

@@ -291,7 +291,7 @@ class Diffusion:
         if asked["start"]:
             arguments |= {"image": self._start.of(concepts, seeds, self.size), "strength": asked["strength"]}
         if asked["guidance_until"] < 1 and asked["guidance"] > 1:
-            arguments |= pipelines.end_guidance(self.pipeline, asked["guidance_until"], steps)
+            arguments |= pipelines.end_guidance(self.pipeline, asked["guidance_until"])
         if asked["max_tokens"]:
             arguments["max_sequence_length"] = asked["max_tokens"]
         if self._encoder:

@@ -52,12 +52,14 @@ def load_generator(spec: "str | Path | Generator" = "embedded", **settings) -> G
     settings: see `cilkit.synthesis.diffusion.Diffusion`; by default the model's own, else its preset's, else the
     paper's. A Generator object is given back as it is.
     """
-    from cilkit.synthesis.diffusion import Diffusion
+    from cilkit.synthesis.diffusion import EXECUTION, Diffusion
 
     if hasattr(spec, "paint"):
         return spec
     spec, asked = str(spec), settings.get("preset", "")
     if spec == "font-renderings":
+        if set(settings) - set(EXECUTION):
+            raise UserError(f"font-renderings has no settings, but {sorted(settings)[0]!r} was given; leave it out")
         return FontRenderings()
     if spec in presets() and spec != "embedded" and not (Path(spec) / "model_index.json").is_file():
         settings["preset"] = asked = asked or spec

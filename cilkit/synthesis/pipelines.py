@@ -29,7 +29,6 @@ ENCODED = {
 T5_TOKENS = {"StableDiffusion3": 256, "Flux": 512, "PixArtAlpha": 120, "PixArtSigma": 300}
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
-    "pndm": "PNDMScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler-ancestral": "EulerAncestralDiscreteScheduler",
     "dpm++": "DPMSolverMultistepScheduler",
@@ -124,16 +123,16 @@ def set_scheduler(pipeline, name: str, options: dict[str, Any]) -> None:
     pipeline.scheduler = getattr(diffusers, kind).from_config(pipeline.scheduler.config, **options)
 
 
-def end_guidance(pipeline, share: float, steps: int) -> dict[str, Any]:
+def end_guidance(pipeline, share: float) -> dict[str, Any]:
     """Arguments of a call that is guided in the first `share` of its steps only: the rest run one half of the batch.
 
     diffusers' own callbacks for this keep one image of the batch alone (read in its callbacks.py), hence this one.
     """
     doubled = ("prompt_embeds", "add_text_embeds", "add_time_ids", "pooled_prompt_embeds")
     names = [name for name in doubled if name in getattr(pipeline, "_callback_tensor_inputs", ())]
-    last = max(1, round(share * steps)) - 1
 
     def cut(pipeline, step: int, time, tensors: dict) -> dict:
+        last = max(1, round(share * pipeline.num_timesteps)) - 1
         if step == last and pipeline.do_classifier_free_guidance:
             pipeline._guidance_scale = 0.0
             reset_cache(pipeline)
@@ -151,10 +150,10 @@ def prepare(pipeline, options: dict[str, Any], own_scheduler: str) -> None:
         merge_lora(pipeline, *lora_file(lora))
     if options["cache"]:
         enable_cache(pipeline, options["cache"])
-    if options["guidance_until"] < 1 and "callback_on_step_end" not in signature(pipeline.__call__).parameters:
+    told = "callback_on_step_end" in signature(pipeline.__call__).parameters
+    if options["guidance_until"] < 1 and not (told and hasattr(type(pipeline), "do_classifier_free_guidance")):
         raise UserError(
-            f"guidance_until={options['guidance_until']}: {type(pipeline).__name__} guides every step or none; set it "
-            "to 1"
+            f"guidance_until={options['guidance_until']}: {type(pipeline).__name__} guides every step or none; set 1"
         )
 
 
