@@ -29,15 +29,13 @@ class Progress:
         print(f"{self.what}: {describe(moment)}", file=self.stream, flush=True)
 
 
-class Pace:
+class Pace(Progress):
     """Progress over images: call it with images so far, in all, and words; it adds images/s and the time left.
 
     The rate is that of the time since the first call, so that what an earlier attempt did does not count.
     """
 
-    def __init__(self, what: str, stream: TextIO | None = None, every: float = 30.0) -> None:
-        self.lines = Progress(what, stream, every)
-        self.began: tuple[float, int] | None = None
+    began: tuple[float, int] | None = None  # seconds, images
 
     def __call__(self, done: int, total: int, words: str = "") -> None:
         now = time.monotonic()
@@ -48,26 +46,27 @@ class Pace:
         if seconds > 0 and images > 0:
             rate = images / seconds
             parts += [f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s", left((total - done) / rate)]
-        self.lines(", ".join(parts))
+        super().__call__(", ".join(parts))
 
 
 def left(seconds: float) -> str:
     """ "2 h 05 min left": what people plan by."""
-    minutes = math.ceil(seconds / 60)
-    if seconds < 60:
+    if seconds <= 59:
         return f"{math.ceil(seconds)} s left"
+    minutes = math.ceil(seconds / 60)
     return f"{minutes} min left" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min left"
 
 
 @contextmanager
 def bar(what: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Progress over `total` images: a bar in a terminal, elsewhere (a notebook, a log) a line each half minute.
+    """Progress over `total` images: a bar in a terminal, elsewhere (a notebook, a log) a line each half minute,
+    with images/s and the time left.
 
     Yields `tick(n=1)`, to be called after every n images.
     """
     from tqdm import tqdm
 
-    lines = Progress(what)
+    lines = Pace(what)
     with tqdm(total=total, initial=done, desc=what, unit=" images", disable=None) as shown:
 
         def tick(n: int = 1) -> None:
@@ -75,7 +74,7 @@ def bar(what: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
             done += n
             shown.update(n)
             if shown.disable:
-                lines(f"{done:,} of {total:,} images")
+                lines(done, total)
 
         yield tick
 
