@@ -164,7 +164,7 @@ def test_retry_after_is_waited_for(server, monkeypatch):
     [
         (status(429, "quota used up"), r"still refuses more questions \(429\) after 1 retries: quota used up"),
         (status(500, "oops\n<b>x</b>"), r"still fails after 1 retries: oops <b>x</b>;"),
-        (cut(), "breaks the connection, after 1 retries"),
+        (cut(), "breaks off, after 1 retries"),
         (slow(0.5, text("late")), "no answer within 0.1 s after 1 retries; raise timeout"),
     ],
 )

@@ -58,6 +58,9 @@ def test_constrained_replies_are_json_of_the_schema(warm):
         assert Birds.model_validate_json(text) and not warm.cut
         assert text == json.dumps(json.loads(text), ensure_ascii=False)  # no white space to get lost in
     assert warm.card["structured"] == "xgrammar" and {"outlines", "xgrammar"} <= set(warm.card["versions"])
+    kept = warm.card
+    warm.reply(ASKED)
+    assert kept["structured"] == "xgrammar" and set(warm.card["versions"]) == {"torch", "transformers"}
 
 
 def test_no_control_character_where_the_constraint_would_let_one_through(folder):
@@ -92,6 +95,20 @@ def test_the_global_random_state_stays(warm):
     torch.manual_seed(5)
     warm.reply(ASKED, Birds)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_gpu_s_random_state_stays_too(monkeypatch):
+    """A dry run: the GPU's generator is a CPU one."""
+    from cilkit.realms.local import _seeded
+
+    fake = torch.Generator().manual_seed(5)
+    before = fake.get_state()
+    monkeypatch.setattr(torch.cuda, "default_generators", (None, fake))
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: fake.get_state() if device == 1 else None)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: fake.set_state(state))
+    with _seeded(7, torch.device("cuda", 1)):
+        assert torch.equal(fake.get_state(), torch.Generator().manual_seed(7).get_state())
+    assert torch.equal(fake.get_state(), before)
 
 
 def test_temperature_zero_is_the_likeliest_token_each_time(folder):
@@ -161,6 +178,20 @@ def test_a_template_that_knows_no_system_message(tmp_path):
     one.reply(ASKED)
     decoded = one._tokenizer.decode(one._encode(ASKED)[0])
     assert decoded == "<|start|>user\nbe brief\n\nlist birds<|end|>\n<|start|>assistant\n"
+
+
+def test_a_template_that_refuses_the_question(tmp_path):
+    one = model(tiny_llm.write(tmp_path / "strict", chat="{{ raise_exception('never') }}"))
+    with pytest.raises(UserError, match="chat template of local:strict@.* refuses the question: never"):
+        one.reply(ASKED)
+
+
+@pytest.mark.parametrize("card", ["---\n- 1\n---\n", "---\n: [\n---\n", "---\nlicense: 3\n", ""])
+def test_a_broken_model_card_has_no_licence(tmp_path, card):
+    from cilkit.realms.local import _licence
+
+    (tmp_path / "README.md").write_text(card)
+    assert _licence(str(tmp_path), "") == ""
 
 
 def test_what_does_not_fit_the_context_is_said_and_room_is_what_is_left(tmp_path):

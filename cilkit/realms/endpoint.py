@@ -86,17 +86,17 @@ class Endpoint:
 
         try:
             return self._client.chat.completions.create(**request), ""
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+        except openai.OpenAIError as error:
             refused = self._refused(error, request)
             if refused:
                 return None, refused
-            raise self._sentence(error) from None
-        except openai.OpenAIError as error:
             raise self._sentence(error) from None
         except ValueError:  # the body is called JSON and is none
             raise self._unusable("broken JSON") from None
 
     def _refused(self, error: Any, request: dict[str, Any]) -> str:
+        if getattr(error, "status_code", 0) not in (400, 422):
+            return ""
         said = f"{error.param} {self._said(error)}".lower()
         if "context" in said and ("length" in said or "size" in said or "window" in said):
             return ""
@@ -147,13 +147,9 @@ class Endpoint:
         if not (key.isascii() and key.isprintable()):
             raise UserError(f"environment variable {self.key_from} holds characters that no key has; set it anew")
         self._secrets = [secret for secret in (key, *(user or ())) if len(secret) >= SECRET]
-        self._client = openai.OpenAI(
-            base_url=address,
-            api_key=key or "none",
-            timeout=self.timeout,
-            max_retries=self.retries,
-            http_client=openai.DefaultHttpxClient(auth=user) if user else None,
-        )
+        http = openai.DefaultHttpxClient(auth=user) if user else None
+        limits = {"timeout": self.timeout, "max_retries": self.retries}
+        self._client = openai.OpenAI(base_url=address, api_key=key or "none", http_client=http, **limits)
         self._address = address or str(self._client.base_url).rstrip("/")
 
     def _sentence(self, error: Exception) -> UserError:
@@ -166,10 +162,7 @@ class Endpoint:
         state = "is set but not accepted" if os.environ.get(self.key_from) else "is not set"
         reasons = (
             (openai.APITimeoutError, f"gave no answer within {self.timeout:g} s {tries}; raise timeout, or ask later"),
-            (
-                openai.APIConnectionError,
-                f"cannot be reached or breaks the connection, {tries}; start it, or correct base_url",
-            ),
+            (openai.APIConnectionError, f"cannot be reached or breaks off, {tries}; start it, or correct base_url"),
             (openai.AuthenticationError, f"refuses the key (401): {key} {state}; set it to a valid one"),
             (openai.PermissionDeniedError, f"forbids it (403): {said}; {key} {state}; set it to a key that may"),
             (openai.RateLimitError, f"still refuses more questions (429) {tries}: {said}; ask later"),

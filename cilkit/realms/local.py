@@ -38,8 +38,8 @@ class Local:
             self._source, shown, revision = name, name, _commit_of(name, revision)
         self._revision = revision
         self.id = f"local:{shown}@{revision[:16]}"
-        self.card: dict[str, Any] = {"backend": "local", "model": shown, "revision": revision}
-        self.card |= {"licence": "", "sampling": asdict(self.sampling)}
+        known = {"backend": "local", "model": shown, "revision": revision, "licence": ""}
+        self.card: dict[str, Any] = {**known, "sampling": asdict(self.sampling)}
 
     def reply(self, messages: Sequence[Message], schema: type | None = None) -> str:
         """The text. UserError: the messages do not fit the model's context; NoReply: it ends before its first word."""
@@ -56,7 +56,9 @@ class Local:
         self.cut = len(new) == room and int(new[-1]) not in self._ends
         text = self._tokenizer.decode(new, skip_special_tokens=True)
         text = text if self._chats else text.split(NEXT_SPEAKER)[0]
-        self.card = {**self.card, "structured": "" if schema is None else "xgrammar"}
+        parts = ("torch", "transformers", *(("outlines", "xgrammar") if schema is not None else ()))
+        structured = "" if schema is None else "xgrammar"
+        self.card = {**self.card, "structured": structured, "versions": {part: version(part) for part in parts}}
         if not text.strip():
             raise NoReply(f"{self.id} answered with no text to {messages[-1]['content']!r:.80}; ask in other words")
         return text
@@ -75,7 +77,7 @@ class Local:
             model = AutoModelForCausalLM.from_pretrained(
                 self._source, dtype=self.dtype, use_safetensors=True, trust_remote_code=False, **hub
             ).to(device)
-        except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError) as error:
             why = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{self.id} cannot be loaded ({type(error).__name__}: {why}); expected a causal language model with "
@@ -86,11 +88,11 @@ class Local:
         ends = self._model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         self._ends = sorted({*ends, self._tokenizer.eos_token_id} - {None})
-        self.card |= {
+        self.card = {
+            **self.card,
             "licence": _licence(self._source, self._revision),
             "dtype": str(model.dtype).removeprefix("torch."),
             "template": "the model's chat template" if self._chats else "plain transcript: it has no chat template",
-            "versions": {name: version(name) for name in ("transformers", "torch")},
         }
 
     def _encode(self, messages: Sequence[Message]) -> "torch.Tensor":
@@ -100,20 +102,18 @@ class Local:
             return self._tokenizer("\n\n".join([*lines, "Assistant:"]), return_tensors="pt")["input_ids"]
         from jinja2 import TemplateError
 
-        try:
-            return self._chat(list(messages))
-        except TemplateError:  # some templates know no system message
-            return self._chat(_without_system(messages))
-
-    def _chat(self, messages: list[Message]) -> "torch.Tensor":
-        encoded = self._tokenizer.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-            enable_thinking=False,  # read by the templates of models that think aloud first
-        )
-        return encoded["input_ids"]
+        for asked in (list(messages), _without_system(messages)):  # some templates know no system message
+            try:
+                return self._tokenizer.apply_chat_template(
+                    asked,
+                    add_generation_prompt=True,
+                    return_tensors="pt",
+                    return_dict=True,
+                    enable_thinking=False,  # read by the templates of models that think aloud first
+                )["input_ids"]
+            except TemplateError as error:
+                refused = error
+        raise UserError(f"the chat template of {self.id} refuses the question: {refused}; take another model")
 
     def _room(self, used: int) -> int:
         """How many tokens the reply may have: max_tokens, or what the context leaves."""
@@ -155,7 +155,6 @@ class Local:
             self._xgrammar = XGrammarBackend(outlines.from_transformers(self._model, self._tokenizer))
             words = xgrammar.TokenizerInfo.from_huggingface(self._tokenizer).decoded_vocab
             self._control = [token for token, word in enumerate(words) if any(byte < 32 for byte in word)]
-            self.card["versions"] |= {name: version(name) for name in ("outlines", "xgrammar")}
         compiled = self._xgrammar.grammar_compiler.compile_json_schema(schema, any_whitespace=False)
         return XGrammarLogitsProcessor(compiled, "torch"), self._control
 
@@ -219,11 +218,10 @@ def _hub_file(name: str, file: str, revision: str) -> Path:
 def _licence(source: str, revision: str) -> str:
     """What the model card's header says, "" where there is none."""
     import yaml
+    from huggingface_hub import ModelCard
 
     try:
-        card = Path(source, "README.md") if Path(source).is_dir() else _hub_file(source, "README.md", revision)
-        header = card.read_text(encoding="utf-8").split("---")
-        found = yaml.safe_load(header[1]) if len(header) > 2 and not header[0].strip() else {}
-    except (OSError, UserError, UnicodeDecodeError, yaml.YAMLError):
+        path = Path(source, "README.md") if Path(source).is_dir() else _hub_file(source, "README.md", revision)
+        return str(ModelCard(path.read_text(encoding="utf-8")).data.license or "")[:80]
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):  # UserError and UnicodeDecodeError are ValueErrors
         return ""
-    return str(found.get("licence") or found.get("license") or "")[:80] if isinstance(found, dict) else ""
