@@ -120,6 +120,19 @@ def test_stored_bytes_are_copied_not_encoded_again(painted):
     assert hashes == painted.manifest["sha256"].tolist()
 
 
+def test_an_altered_image_is_not_passed_on(painted, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(painted.source.folder, tmp_path / "set")
+    content = bytearray((folder / "00001.tar").read_bytes())
+    content[painted.manifest["offset"][20] + 50] ^= 1
+    (folder / "00001.tar").write_bytes(content)
+    for write in (export.to_imagefolder, export.to_huggingface):
+        with pytest.raises(UserError, match="image i.20 .* is not the one that was painted"):
+            write(open_set(folder), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
 def test_nothing_is_left_of_an_export_that_failed(painted, pixels, tmp_path, monkeypatch):
     whole = list(export.samples(painted))
 

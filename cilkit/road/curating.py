@@ -75,11 +75,8 @@ def curate(
     realm = input_of(images.artifact, "realm")
     scored = score(images, backbone, text_image, device, threads)
     inputs = {"images": images.artifact, "realm": realm.artifact, "scores": scored}
-    identity = {
-        "rules": rules,
-        "decisions": by_hand.rows() if by_hand is not None else [],
-        "benchmarks": list(benchmarks),
-    }
+    decided = by_hand.rows() if by_hand is not None else []
+    identity = {"rules": rules, "decisions": decided, "benchmarks": list(benchmarks)}
 
     def make(work: artifacts.Work) -> None:
         table = curation.decided(pd.read_parquet(scored.file(SCORES)), rules, by_hand)
@@ -88,8 +85,9 @@ def curate(
             reasons = ", ".join(curation.rejected_by(table))
             raise UserError(f"nothing would be left of {images.artifact.name} ({reasons}); loosen the rules")
         artifacts.write_parquet(work.path / KEEP, table)
-        artifacts.write_json(work.path / "decisions.json", identity["decisions"])
-        base = _card_of(images)
+        artifacts.write_json(work.path / "decisions.json", decided)
+        path = images.artifact.path / cards.CARD
+        base = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         cards.write_card(
             work.path,
             realm=realm,
@@ -124,22 +122,6 @@ def _counts(images) -> dict[str, int]:
     """Images a class, of the classes that have any."""
     counted = zip(images.class_names, images.counts.tolist(), strict=True)
     return {name: number for name, number in counted if number}
-
-
-def _card_of(images) -> dict[str, Any]:
-    """The facts on the card of a painted set; for a set without one, those that its identity tells."""
-    path = images.artifact.path / "card.json"
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
-    told = images.artifact.identity
-    return {
-        "generator": {
-            "id": told.get("generator", ""),
-            "digest": told.get("generator_digest", ""),
-            "licence": "",
-            "settings": told.get("settings", {}),
-        }
-    }
 
 
 def _identity_of(text_image: str) -> str:

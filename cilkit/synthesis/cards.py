@@ -17,7 +17,7 @@ from cilkit.realms.realm import Realm
 CARD, README = "card.json", "README.md"
 LONGEST = 300  # characters of one text that the Markdown shows; card.json holds all of it
 SHOWN = 50  # classes, and overlapping names, that the Markdown lists; card.json lists all of them
-PLAIN = set(" ,.-()'%+/=")  # punctuation that cannot begin markup inside a line or a table's cell
+PLAIN = set(" ,.-()'%+/=;:?!")  # punctuation that cannot begin markup inside a line or a table's cell
 ENTITIES = {ord(char): f"&#{ord(char)};" for char in string.punctuation if char not in PLAIN}
 
 
@@ -30,7 +30,7 @@ def escaped(text: Any) -> str:
     text = "".join(char if char.isprintable() else " " for char in str(text))
     text = re.sub(r"\s+", " ", text).strip()
     text = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-    return text.translate(ENTITIES).replace("www.", "www&#46;")
+    return text.translate(ENTITIES).replace("://", "&#58;//").replace("www.", "www&#46;")  # no links by themselves
 
 
 def card(
@@ -103,7 +103,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
     counts, realm = facts["classes"], facts.get("realm", {})
     about = {"images": f"{facts['images']:,}", "classes": f"{len(counts):,}"}
     if counts:
-        about["images a class"] = f"{min(counts.values())} to {max(counts.values())}"
+        about["images a class"] = " to ".join(map(str, dict.fromkeys([min(counts.values()), max(counts.values())])))
     title = f"Images of the realm {escaped(realm['name'])}" if realm else "Images"
     parts = [f"# {title}", _table(about | ({"prompt style": facts["style"]} if facts["style"] else {}))]
     if realm:

@@ -58,7 +58,7 @@ class Sample(NamedTuple):
 
 
 def samples(images: ImageSet) -> Iterator[Sample]:
-    """The images in order, encoded, one at a time; UserError where two have the same id."""
+    """The images in order, encoded, one at a time; UserError for two of the same id, and for an altered one."""
     ids, labels, manifest = images.ids.tolist(), images.labels.tolist(), images.manifest
     if len(set(ids)) < len(ids):
         twice = next(image_id for image_id in ids if ids.count(image_id) > 1)
@@ -67,7 +67,7 @@ def samples(images: ImageSet) -> Iterator[Sample]:
         if at % ROWS == 0:
             rows = [{}] * ROWS if manifest is None else manifest.iloc[at : at + ROWS].to_dict("records")
         row = rows[at % ROWS]
-        data = _stored(images, row)
+        data = _stored(images, row) if str(row.get("shard", "")).endswith(".tar") else b""
         if data[:2] not in KINDS:
             data = encode_png(images.read([at])[0])
         facts = {key: value for key, value in row.items() if key not in PLACES}
@@ -76,12 +76,14 @@ def samples(images: ImageSet) -> Iterator[Sample]:
 
 
 def _stored(images: ImageSet, row: dict[str, Any]) -> bytes:
-    """The image as its tar holds it; nothing for pixels that are held decoded."""
-    if not str(row.get("shard", "")).endswith(".tar"):
-        return b""
-    with open(images.source.folder / row["shard"], "rb") as file:
+    """The image as its tar holds it."""
+    path = images.source.folder / row["shard"]
+    with open(path, "rb") as file:
         file.seek(row["offset"])
-        return file.read(row["size"])
+        data = file.read(row["size"])
+    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        raise UserError(f"image {row['image_id']} in {path} is not the one that was painted; run `cilkit doctor` on it")
+    return data
 
 
 @contextmanager
@@ -114,7 +116,7 @@ def to_imagefolder(images: ImageSet, folder: str | Path) -> Path:
             file_name = f"{folders[sample.label]}/{safe_name(sample.image_id)}.{sample.kind}"
             (place / file_name).parent.mkdir(exist_ok=True)
             (place / file_name).write_bytes(sample.data)
-            rows.write(_json({"file_name": file_name, "label": sample.label} | sample.facts) + "\n")
+            rows.write(_json(sample.facts | {"file_name": file_name, "label": sample.label}) + "\n")
         named = {name: images.class_names[label] for label, name in enumerate(folders) if images.counts[label]}
         artifacts.write_json(place / "classes.json", named)
     return Path(folder)
@@ -133,7 +135,7 @@ def to_huggingface(images: ImageSet, folder: str | Path, form: str = "disk") -> 
 
     def rows() -> Iterator[dict[str, Any]]:
         for sample in samples(images):
-            yield {"image": {"bytes": sample.data, "path": None}, "label": sample.label} | sample.facts
+            yield sample.facts | {"image": {"bytes": sample.data, "path": None}, "label": sample.label}
 
     types = {bool: "bool", int: "int64", float: "float64"}
     found = {name: datasets.Value(types.get(type(value), "string")) for name, value in next(rows()).items()}
@@ -141,7 +143,10 @@ def to_huggingface(images: ImageSet, folder: str | Path, form: str = "disk") -> 
         found | {"image": datasets.Image(), "label": datasets.ClassLabel(names=images.class_names)}
     )
     with _appearing(folder) as place, tempfile.TemporaryDirectory(dir=place.parent, prefix=".cache-") as cache:
-        table = datasets.Dataset.from_generator(rows, features, cache, fingerprint=_fingerprint(images))
+        try:
+            table = datasets.Dataset.from_generator(rows, features, cache, fingerprint=_fingerprint(images))
+        except Exception as error:  # the library wraps what our generator raises
+            raise (error.__cause__ if isinstance(error.__cause__, UserError) else error) from None
         if form == "disk":
             table.save_to_disk(place)
         else:
