@@ -262,7 +262,7 @@ def test_corrections_are_an_artifact_of_their_own(own_root):
         ({"drop": ["hart"]}, r"no concept 'hart' \(did you mean 'heart'\?\)"),
         ({"rename": {"hart": "x"}}, "no concept 'hart'"),
         ({"rename": {"heart": "<b>" + "x" * 90}}, "cannot name a concept"),
-        ({"rename": {"heart": "other"}}, "cannot name a concept"),
+        ({"rename": {"heart": "a\u202eb"}}, "cannot name a concept"),
         ({"add": [{"description": "x"}]}, "cannot name a concept"),
         ({"add": [{"name": "x", "prompt": "y"}]}, "'prompt' is nothing that a concept has"),
         ({"add": [{"name": "Heart"}]}, "two concepts called 'Heart'"),

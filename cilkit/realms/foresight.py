@@ -1,7 +1,7 @@
 """The first verb of the road: a realm's text in, foreseen classes with their prompts out."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cilkit.errors import UserError
@@ -51,25 +51,23 @@ def foresee(
         prompts.check_template(template)
     elif kind == "free":
         raise UserError('a free realm needs a template of its own, e.g. template="A pencil drawing of {name}"')
-    asking = _Asking(backend(llm, name, **(options or {})), name, kind, per_subtype, attempts, journal or Journal())
-    asking.choose(protocol, subtypes)
-    if isinstance(subtypes, int):
-        named, limit = asking.subtypes(subtypes), ORDERS if kind == "biological" else subtypes
-    else:
-        named, limit = list(subtypes), len(subtypes)
+    given = [] if isinstance(subtypes, int) else list(subtypes)
+    count = len(given) or subtypes or prompts.SUBTYPES
+    model = backend(llm, name, **(options or {}))
+    asking = _Asking(model, name, kind, count, per_subtype, attempts, journal or Journal())
+    asking.choose(protocol, given[0] if given else "")
+    named = given or asking.ask("")
+    limit = ORDERS if kind == "biological" and not given else count
     progress = Progress(f"asking for {name}")
     for number, subtype in enumerate(named[:limit], 1):
-        asking.classes(subtype, exclude)
+        asking.ask(subtype, exclude)
         progress(f"{number} of {len(named[:limit])} subtypes")
     if all(reply.error for reply in asking.replies if reply.subtype):
-        why = asking.replies[-1].error if asking.replies else "no subtypes were given"
-        raise UserError(f"{asking.model.id} named no classes for the realm {name!r}: {why}")
+        what = "classes for the realm" if named else "subtypes of"
+        raise UserError(f"{model.id} named no {what} {name!r}: {asking.replies[-1].error}")
 
     def read() -> tuple[Realm, parsing.Report]:
-        realm, report = Realm.from_replies(name, kind, asking.replies, template=template, exclude=exclude)
-        for subtype in named[limit:]:
-            report.add(name, f"over {limit} subtypes", subtype)
-        return realm, report
+        return Realm.from_replies(name, kind, asking.replies, template=template, exclude=exclude)
 
     realm, report = read()
     for _ in range(rounds if classes else 0):
@@ -77,75 +75,80 @@ def foresee(
         for subtype in realm.subtypes:
             if len(known) < classes:
                 listed = [concept.name for concept in realm.concepts if concept.subtype == subtype]
-                rows = asking.classes(subtype, [*exclude, *listed], again=True)
+                rows = asking.ask(subtype, [*exclude, *listed], again=True)
                 known |= {canonical(row.name) for row in rows}
         realm, report = read()
         if len(realm) == before:
             break
+    for subtype in named[limit:]:
+        report.add(name, f"over {limit} subtypes", subtype)
     return _kept(realm, classes or len(realm), report, asking.replays)
 
 
 def _kept(realm: Realm, classes: int, report: parsing.Report, replayed: bool) -> tuple[Realm, parsing.Report]:
     """The first so many concepts; of a live model all, with a line of the report, where there are fewer."""
-    if not len(realm) or (len(realm) < classes and replayed):
-        raise UserError(
-            f"realm {realm.name!r} has {len(realm)} classes after repair, asked for {classes}; ask for fewer"
-        )
-    if len(realm) < classes:
-        report.add(realm.name, "the model has no more", f"{classes} classes asked for", f"{len(realm)} classes")
-    return realm.first(min(classes, len(realm))), report
+    found = len(realm)
+    if not found or (found < classes and replayed):
+        raise UserError(f"realm {realm.name!r} has {found} classes after repair, asked for {classes}; ask for fewer")
+    if found < classes:
+        report.add(realm.name, "the model has no more", f"{classes} classes asked for", f"{found} classes")
+    return realm.first(min(classes, found)), report
 
 
+@dataclass
 class _Asking:
-    """One asking of one model: every question and reply, in order."""
+    """One asking of one model: every question and reply, in order. The subtype "" stands for the first question."""
 
-    def __init__(
-        self, model: LanguageModel, realm: str, kind: str, per_subtype: int | None, attempts: int, journal: Journal
-    ):
-        self.model, self.realm, self.kind, self.per_subtype = model, realm, kind, per_subtype
-        self.attempts, self.journal = attempts, journal
-        self.replays = isinstance(model, Replayed)
-        self.protocol = "csv"
-        self.replies: list[Reply] = []
+    model: LanguageModel
+    realm: str
+    kind: str
+    count: int
+    per_subtype: int | None
+    attempts: int
+    journal: Journal
+    protocol: str = "csv"
+    replies: list[Reply] = field(default_factory=list)
 
-    def choose(self, protocol: str, subtypes: int | list[str]) -> None:
+    @property
+    def replays(self) -> bool:
+        return isinstance(self.model, Replayed)
+
+    def choose(self, protocol: str, first: str) -> None:
         """ "auto": JSON of a live model; of kept replies the protocol in which they answer the first question."""
         if protocol not in ("auto", *prompts.PROTOCOLS):
             raise UserError(f"protocol {protocol!r} is unknown; expected auto, {', '.join(prompts.PROTOCOLS)}")
-        for name in prompts.PROTOCOLS if protocol == "auto" and self.replays else ():
-            self.protocol = name
-            first = self._subtypes(subtypes) if isinstance(subtypes, int) else self._classes(subtypes[0])
-            if self._answers(first):
-                return
-        self.protocol = protocol if protocol != "auto" else "csv" if self.replays else "json"
+        self.protocol = "json" if protocol == "auto" else protocol
+        if protocol == "auto" and self.replays and not self._answers(self._question(first)):
+            self.protocol = "csv"
 
-    def subtypes(self, count: int) -> list[str]:
-        def read(reply: Reply) -> list[str]:
-            return parsing.parse_subtypes(reply.text, reply.source, parsing.Report())
+    def ask(self, subtype: str, exclude: Sequence[str] = (), again: bool = False) -> list:
+        """What the first usable reply gives; nothing after so many attempts that gave nothing.
 
-        named = self._ask("", self._subtypes(count), read)
-        if named is None:
-            raise UserError(f"{self.model.id} named no subtypes of {self.realm!r}: {self.replies[-1].error}")
-        return named
-
-    def classes(self, subtype: str, exclude: Sequence[str], again: bool = False) -> list[parsing.Row]:
-        """Ask for the classes of a subtype. Kept replies were given without `exclude`, and may know nothing `again`."""
-        messages = self._classes(subtype, exclude)
+        Kept replies may have been given without `exclude`, and need not have been asked `again`.
+        """
+        messages = self._question(subtype, exclude)
         if not self._answers(messages):
             if again:
                 return []
-            messages = self._classes(subtype)
-        return self._ask(subtype, messages, self._rows) or []
+            messages = self._question(subtype)
+        for attempt in range(1, self.attempts + 1):
+            if attempt > 1 and not self._answers(messages):
+                break
+            reply = self.journal.find(messages) or self._call(subtype, messages, attempt)
+            try:
+                found = self._read(reply)
+            except UserError as problem:
+                reply, found = replace(reply, error=reply.error or str(problem)), []
+                self.journal.add(reply)
+            self.replies.append(reply)
+            if found:
+                return found
+            messages = prompts.again_messages(messages, reply.text, reply.error)
+        return []
 
-    def _rows(self, reply: Reply) -> list[parsing.Row]:
-        return parsing.parse_classes(
-            reply.text, self.kind, reply.subtype, reply.source, parsing.Report(), cut=reply.cut
-        )
-
-    def _subtypes(self, count: int) -> list[prompts.Message]:
-        return prompts.subtypes_messages(self.realm, self.kind, count, self.protocol)
-
-    def _classes(self, subtype: str, exclude: Sequence[str] = ()) -> list[prompts.Message]:
+    def _question(self, subtype: str, exclude: Sequence[str] = ()) -> list[prompts.Message]:
+        if not subtype:
+            return prompts.subtypes_messages(self.realm, self.kind, self.count, self.protocol)
         return prompts.classes_messages(self.realm, self.kind, subtype, self.per_subtype, self.protocol, exclude)
 
     def _answers(self, messages: list[prompts.Message]) -> bool:
@@ -155,42 +158,28 @@ class _Asking:
         except UserError:
             return False
 
-    def _ask(self, subtype: str, messages: list[prompts.Message], read: Callable[[Reply], list]) -> list | None:
-        """What the first usable reply gives; None after so many attempts that gave nothing."""
-        for attempt in range(1, self.attempts + 1):
-            if attempt > 1 and not self._answers(messages):
-                break
-            reply = self.journal.find(messages) or self._call(subtype, messages, attempt)
-            try:
-                found = read(reply)
-            except UserError as problem:
-                reply, found = replace(reply, error=reply.error or str(problem)), None
-                self.journal.add(reply)
-            self.replies.append(reply)
-            if found:
-                return found
-            messages = prompts.again_messages(messages, reply.text, reply.error)
-        return None
+    def _read(self, reply: Reply) -> list:
+        """The subtypes or rows of a reply; their repairs are reported when the whole realm is read."""
+        text, where, report = reply.text, reply.source, parsing.Report()
+        if not reply.subtype:
+            return parsing.parse_subtypes(text, where, report)
+        return parsing.parse_classes(text, self.kind, reply.subtype, where, report, cut=reply.cut)
 
     def _call(self, subtype: str, messages: list[prompts.Message], attempt: int) -> Reply:
         """Put the question; the reply is in the journal before anything reads it."""
-        source = self.model.source(messages) if self.replays else self.model.id
-        text, error = "", ""
+        form, text, error = {}, "", ""
+        if self.protocol == "json":
+            from cilkit.realms import schema
+
+            form = {"schema": schema.Classes if subtype else schema.Subtypes}
         try:
-            text = self.model.reply(messages, **self._schema(subtype))
+            text = self.model.reply(messages, **form)
         except NoReply as problem:
             error = str(problem)
         text = text.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be kept
-        card = {**getattr(self.model, "card", {"backend": "object"})} | (
-            {"cut": True} if getattr(self.model, "cut", False) else {}
-        )
+        card = dict(getattr(self.model, "card", {"backend": "object"}))
+        card |= {"cut": True} if getattr(self.model, "cut", False) else {}
+        source = self.model.source(messages) if self.replays else self.model.id
         reply = Reply(subtype, tuple(messages), text, source, card, prompts.PROTOCOLS[self.protocol], attempt, error)
         self.journal.add(reply)
         return reply
-
-    def _schema(self, subtype: str) -> dict[str, type]:
-        if self.protocol == "csv":
-            return {}
-        from cilkit.realms import schema
-
-        return {"schema": schema.Classes if subtype else schema.Subtypes}

@@ -125,7 +125,7 @@ class Realm:
                 hint = near_name(name, self.concept_names)
                 raise UserError(f"realm {self.name!r} has no concept {name!r}{hint}; see realm.concept_names")
         for name in [*rename.values(), *(one.get("name", "") for one in add)]:
-            if names.unusable(name) or len(name) > names.NAME_LIMIT or names.plain(name) != name:
+            if not name or len(name) > names.NAME_LIMIT or names.plain(name) != name:
                 raise UserError(
                     f"{name!r:.100} cannot name a concept; expected 1 to {names.NAME_LIMIT} plain characters"
                 )
@@ -135,16 +135,11 @@ class Realm:
         concepts = []
         for concept in self.concepts:
             key = parsing.normal(concept.name)
-            new = replace(
-                concept,
-                name=renamed.get(key, concept.name),
-                description=described.get(key, concept.description),
-            )
+            name, text = renamed.get(key, concept.name), described.get(key, concept.description)
             if key not in dropped:
+                new = replace(concept, name=name, description=text)
                 concepts.append(concept if new == concept else replace(new, prompt=self._prompt(new, concept)))
-        for one in add:
-            new = _concept_of(one)
-            concepts.append(replace(new, prompt=self._prompt(new)))
+        concepts += [replace(new, prompt=self._prompt(new)) for new in map(_concept_of, add)]
         extended = replace(self, subtypes=tuple(dict.fromkeys([*self.subtypes, *(one.subtype for one in concepts)])))
         return extended._of(concepts)
 
@@ -153,15 +148,7 @@ class Realm:
         if self.kind == "free" and not self.template and before:
             prompt = before.prompt.replace(before.name, concept.name)
             return prompt.replace(before.description, concept.description) if before.description else prompt
-        return prompts.image_prompt(
-            self.kind,
-            concept.name,
-            concept.description,
-            concept.scientific_name,
-            self.template,
-            subtype=concept.subtype,
-            realm=self.name,
-        )
+        return prompts.image_prompt(self.kind, **asdict(concept) | {"realm": self.name, "template": self.template})
 
     @classmethod
     def from_replies(
@@ -215,16 +202,8 @@ class Realm:
         for number, reply in enumerate(self.replies, 1):
             write_reply(folder, number, reply)
         atomic_write(folder / "realm.csv", tables.write_table(self.concepts))
-        write_json(
-            folder / "realm.json",
-            {
-                "format": FORMAT,
-                "name": self.name,
-                "kind": self.kind,
-                "prompts_version": prompts.VERSION,
-                "template": self.template,
-            },
-        )
+        card = {"format": FORMAT, "name": self.name, "kind": self.kind, "template": self.template}
+        write_json(folder / "realm.json", card | {"prompts_version": prompts.VERSION})
 
     @classmethod
     def load(cls, path: str | Path, report: parsing.Report | None = None) -> "Realm":
@@ -240,7 +219,7 @@ class Realm:
             return _from_table(path, path.stem if path.stem != "realm" else path.resolve().parent.name, None, report)
         card = path if path.suffix == ".json" else path / "realm.json"
         header, folder = read_json(card, ("name", "kind")), card.parent
-        template = prompts.check_template(header["template"]) if header.get("template") else ""
+        template = prompts.check_template(str(header["template"])) if header.get("template") else ""
         replies, files = _listed_replies(card, header) if "replies" in header else read_replies(folder)
         if "replies" not in header and (folder / "realm.csv").exists():
             realm = _from_table(folder / "realm.csv", header["name"], header["kind"], report)
@@ -273,11 +252,13 @@ def read_replies(folder: Path) -> tuple[list[Reply], list[str]]:
     """The kept replies and the files they lie in."""
     files = sorted((folder / "replies").glob("*.json"), key=lambda path: (len(path.name), path.name))
     known = {one.name for one in fields(Reply)}
-    kept = [read_json(path, ("subtype", "messages", "text", "source")) for path in files]
-    replies = [
-        Reply(**{key: value for key, value in one.items() if key in known} | {"messages": tuple(one["messages"])})
-        for one in kept
-    ]
+    replies = []
+    for path in files:
+        kept = read_json(path, ("subtype", "messages", "text", "source"))
+        if not (isinstance(kept["text"], str) and isinstance(kept.get("model", {}), dict)):
+            raise UserError(f"{path}: expected a text 'text' and an object 'model'; restore the file")
+        kept = {key: value for key, value in kept.items() if key in known}
+        replies.append(Reply(**kept | {"messages": tuple(kept["messages"])}))
     return replies, [str(path) for path in files]
 
 
