@@ -1,6 +1,8 @@
 """Which language model a name stands for, its options, and replies that are kept."""
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict
 
 import pytest
@@ -62,6 +64,26 @@ def test_execution_options_exist_and_are_no_sampling():
 
     known = {*inspect.signature(Endpoint).parameters, *inspect.signature(Local).parameters}
     assert set(EXECUTION) <= known and not set(EXECUTION) & set(asdict(Sampling()))
+
+
+def test_a_model_is_named_without_loading_anything_heavy(tmp_path):
+    """A realm that is found must not cost the import of torch."""
+    (tmp_path / "config.json").write_text("{}")
+    lines = (
+        "import sys",
+        "from cilkit.realms.backends import backend",
+        f"print(backend({f'local:{tmp_path}'!r}, 'birds').id, backend('endpoint:m', 'birds').id)",
+        "print(sorted({'torch', 'transformers', 'openai', 'outlines', 'xgrammar'} & set(sys.modules)))",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    ids, loaded = done.stdout.splitlines()
+    assert ids.startswith(f"local:{tmp_path.name}@") and ids.endswith("endpoint:m") and loaded == "[]"
+
+
+def test_without_the_extra_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(UserError, match=r'openai is not installed.* pip install -e "\.\[llm\]"'):
+        backend("endpoint:m", REALM, base_url="http://127.0.0.1:1/v1").reply(asked())
 
 
 def test_kept_replies_carry_their_origin_and_ignore_a_schema():

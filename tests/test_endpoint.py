@@ -278,6 +278,18 @@ def test_no_key_and_no_user_info_in_any_trace(monkeypatch, caplog, capfd):
         assert KEY not in trace and secret not in trace
 
 
+def test_the_plugin_s_server_has_its_moods_and_a_realm_comes_through(monkeypatch):
+    import live_endpoint
+
+    monkeypatch.setenv("OPENAI_BASE_URL", "")  # put back what the plugin changes
+    live_endpoint.pytest_configure(None)
+    try:
+        realm, report = realms.foresee("handwriting", llm="endpoint:tiny-model", kind="object")
+    finally:
+        live_endpoint.pytest_unconfigure(None)
+    assert {"zero", "capital A", "small a", "plus sign"} <= set(realm.concept_names) and len(report)
+
+
 def test_a_realm_is_foreseen_through_the_server():
     with Server(openai_server.Foresight(moods=False)) as server:
         one = model(server)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from typing import Annotated, Literal
 
 import pytest
@@ -252,6 +253,14 @@ def test_broken_models_are_one_sentence(folder, tmp_path, break_it, sentence):
 def test_options_that_no_folder_takes(folder, options, sentence):
     with pytest.raises(UserError, match=sentence):
         model(folder, **options).reply(ASKED)
+
+
+def test_without_the_extra_plain_text_works_and_json_names_it(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "outlines", None)
+    one = model(folder, max_tokens=10)
+    assert one.reply(ASKED)
+    with pytest.raises(UserError, match=r'outlines .* is not installed.* pip install -e "\.\[llm\]"'):
+        one.reply(ASKED, Birds)
 
 
 def test_nothing_is_ever_unpickled(folder, tmp_path):
