@@ -199,11 +199,13 @@ def test_long_prompts_are_refused_or_shortened_and_listed(tmp_path):
         make_plan(realm, 2, 0, long_prompts="cut")
 
 
-def test_shortened_prompts_keep_the_style_s_ending_whatever_it_is():
+def test_shortened_prompts_keep_the_style_s_ending_whatever_it_is(tmp_path):
     realm = birds("red breast, brown back, thin bill", "black")
     plan = make_plan(realm, 500, 0, generator=Reader(22), style="diversified", long_prompts="shorten")
     assert plan["prompt"].is_unique and max(Reader(22).tokens(plan["prompt"])[0]) <= 22
     assert set(plan["shortened"]) == {"brown back, thin bill", ""}
+    listed = save_plan(tmp_path / "plan.parquet", plan).shortened()
+    assert listed["class_name"].tolist() == ["bird 0"] and listed["prompt"][0] == plan["prompt"][0]
 
 
 def test_without_a_limit_prompts_are_shortened_to_the_300_characters_of_the_paper():

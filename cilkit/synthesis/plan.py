@@ -52,10 +52,11 @@ def make_plan(
     """One row an image (columns COLUMNS), class by class; `batch_size` rows after one another are painted together.
 
     per_class: images of every class, or of each by name. A batch may hold the end of one class and the beginning of the
-    next, so all but the last are full. generator: checked for every prompt; its batch size is the default. style: of
-    the prompts, see `styles`. long_prompts: what happens to a prompt of more tokens than the generator reads: "refuse"
-    (UserError), or "shorten": the concept's last clauses are dropped until it fits with the style's longest ending, as
-    Premonition's notebook does at 300 characters, and the further column `shortened` holds what was dropped.
+    next, so all but the last are full. generator: checked for every class and its prompt with the style's longest
+    ending; its batch size is the default. style: a name of `styles.STYLES`, or a list of endings. long_prompts: what
+    happens to a prompt of more tokens than the generator reads: "refuse" (UserError), or "shorten": the concept's last
+    clauses are dropped until it fits, as Premonition's notebook does at 300 characters, the ending stays, and the
+    further column `shortened` holds what was dropped.
     """
     import pandas as pd
 
@@ -153,15 +154,14 @@ class Plan:
         return self._file.read_row_group(shard).to_pandas()
 
     def shortened(self) -> pd.DataFrame:
-        """The prompts that were shortened, one row each: class_name, prompt, shortened (what was dropped)."""
+        """The classes whose prompts were shortened: class_name, prompt (of its first image), shortened (what went)."""
         import pandas as pd
 
-        columns, found = ["class_name", "prompt", SHORTENED], []
-        if SHORTENED in self._file.schema_arrow.names:
-            for shard in range(self.n_shards):
-                rows = self._file.read_row_group(shard, columns).to_pandas()
-                found.append(rows[rows[SHORTENED] != ""].drop_duplicates())
-        return pd.concat(found).drop_duplicates(ignore_index=True) if found else pd.DataFrame(columns=columns)
+        found = pd.DataFrame(columns=["class_name", "prompt", SHORTENED])
+        for shard in range(self.n_shards) if SHORTENED in self._file.schema_arrow.names else ():
+            rows = self._file.read_row_group(shard, list(found.columns)).to_pandas()
+            found = pd.concat([found, rows[rows[SHORTENED] != ""]]).drop_duplicates("class_name", ignore_index=True)
+        return found
 
 
 def batches_per_shard(images: int, batch_size: int, shard_size: int = 0) -> int:
@@ -239,16 +239,9 @@ class _Draft:
             beginning, dropped = self.beginnings[class_id], self.dropped[class_id]
             endings = self.style.endings(self.seed, name)
             for index in range(wanted):
-                image_id, image = f"{folders[name]}-{index:05d}", image_seed(self.seed, name, index)
-                row = (
-                    image_id,
-                    class_id,
-                    name,
-                    joined(beginning, next(endings)),
-                    image,
-                    *divmod(number, self.batch_size),
-                )
-                yield (*row, dropped) if len(self.columns) > len(row) else row
+                image, prompt = image_seed(self.seed, name, index), joined(beginning, next(endings))
+                row = (f"{folders[name]}-{index:05d}", class_id, name, prompt, image, *divmod(number, self.batch_size))
+                yield (*row, dropped) if SHORTENED in self.columns else row
                 number += 1
 
 
@@ -264,8 +257,9 @@ def _wanted(realm: Realm, name: str, per_class: int | Mapping[str, int]) -> int:
 
 def _measure(generator: Generator | None):
     """(texts -> lengths, the largest length): in the generator's tokens where it counts them, else in characters."""
-    if generator is not None and hasattr(generator, "tokens") and generator.tokens([""])[1]:
-        return (lambda texts: generator.tokens(list(texts))[0]), generator.tokens([""])[1]
+    limit = generator.tokens([""])[1] if hasattr(generator, "tokens") else 0
+    if limit:
+        return (lambda texts: generator.tokens(list(texts))[0]), limit
     return (lambda texts: [len(text) for text in texts]), LIMIT
 
 
