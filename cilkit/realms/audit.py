@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from cilkit.errors import UserError
 from cilkit.realms.names import normal, species
 from cilkit.realms.parsing import Report
@@ -110,7 +112,8 @@ def _nearest(
 ) -> list[Match]:
     """The best match of each asker, which goes by any of its names, among others (what it is, its name)."""
     prepared = [(label, words(name), name) for label, name in others]
-    found = [_spelled(names, prepared) for names in askers]
+    letters = np.array([_letters(have) for _, have, _ in prepared]).reshape(-1, 64)
+    found = [_spelled(names, prepared, letters) for names in askers]
     left = [place for place, (match, _, _) in enumerate(found) if match == "none"]
     if encoder and left and others:
         by = likeness(encoder)
@@ -126,30 +129,37 @@ def _nearest(
     return found
 
 
-def _spelled(names: Sequence[str], prepared: Sequence[tuple[str, tuple[str, ...], str]]) -> Match:
+def _spelled(names: Sequence[str], prepared: Sequence[tuple[str, tuple[str, ...], str]], letters: np.ndarray) -> Match:
     best = ("none", 0.0, "")
     for name in names:
         wanted = words(name)
-        for label, have, text in prepared:
-            match, score = _compare(have, text, wanted, name)
+        shared = np.minimum(letters, _letters(wanted)).sum(1)  # (others,): at most so many letters stand in both
+        close = 2 * shared >= FUZZY * (letters.sum(1) + _letters(wanted).sum())  # difflib's ratio cannot be higher
+        for (label, have, text), near in zip(prepared, close.tolist(), strict=True):
+            match, score = _compare(have, text, wanted, name, near)
             if (MATCHES.index(match), -score) < (MATCHES.index(best[0]), -best[1]):
                 best = (match, score, label)
     return best
+
+
+def _letters(name: Sequence[str]) -> np.ndarray:
+    """How often each letter stands in a name's words, int64 (64,); rare ones share a place, which bounds from above."""
+    return np.bincount([ord(letter) % 64 for letter in " ".join(name)], minlength=64)
 
 
 def _readable(name: str) -> str:
     return re.sub(r"^\d+[._]", "", name).replace("_", " ")
 
 
-def _compare(have: tuple[str, ...], text: str, wanted: tuple[str, ...], name: str) -> tuple[str, float]:
+def _compare(have: tuple[str, ...], text: str, wanted: tuple[str, ...], name: str, near: bool) -> tuple[str, float]:
     if text == name:
         return "exact", 1.0
     if have == wanted:
         return "normalised", 1.0
     if _within(have, wanted) or _within(wanted, have):
         return "containment", min(len(have), len(wanted)) / max(len(have), len(wanted))
-    score = _similarity(" ".join(have), " ".join(wanted))
-    return ("fuzzy", score) if score else ("none", 0.0)
+    score = _similarity(" ".join(have), " ".join(wanted)) if near else 0.0
+    return ("fuzzy", score) if score >= FUZZY else ("none", 0.0)
 
 
 def _within(short: tuple[str, ...], long: tuple[str, ...]) -> bool:
@@ -158,10 +168,5 @@ def _within(short: tuple[str, ...], long: tuple[str, ...]) -> bool:
 
 
 def _similarity(one: str, other: str) -> float:
-    """difflib's ratio where it reaches FUZZY, else 0; its cheap upper bounds come first."""
-    if 2 * min(len(one), len(other)) < FUZZY * (len(one) + len(other)):
-        return 0.0
-    matcher = difflib.SequenceMatcher(None, *sorted((one, other)))
-    if matcher.quick_ratio() < FUZZY or matcher.ratio() < FUZZY:
-        return 0.0
-    return matcher.ratio()
+    """difflib's ratio, which depends on the order of the two unless they are put in one."""
+    return difflib.SequenceMatcher(None, *sorted((one, other))).ratio()

@@ -58,8 +58,12 @@ class TextEncoder:
         try:
             config = AutoConfig.from_pretrained(name, revision=revision)
             self._clip = config.model_type in ("clip", "clip_text_model")
-            kind = CLIPTextModelWithProjection if self._clip else AutoModel
-            model = kind.from_pretrained(name, revision=revision)
+            if self._clip:
+                text = getattr(config, "text_config", config)
+                text.projection_dim = config.projection_dim  # of the whole model: its text part often names another
+                model = CLIPTextModelWithProjection.from_pretrained(name, revision=revision, config=text)
+            else:
+                model = AutoModel.from_pretrained(name, revision=revision)
             self._tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         except Exception as error:  # the hub's client and broken folders raise many unrelated classes
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
