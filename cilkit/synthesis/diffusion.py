@@ -5,7 +5,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from importlib.util import find_spec
 from inspect import signature
@@ -80,10 +80,10 @@ class Diffusion:
         options["scheduler"] = pipelines.SCHEDULERS.get(options["scheduler"], options["scheduler"])
         _validate(options)
         if options["negative_prompt"] and (options["guidance"] <= 1 or self.family == "Flux"):
+            how = "without one" if self.family == "Flux" else f"with guidance {options['guidance']}"
             raise UserError(
-                f"the negative prompt {options['negative_prompt']!r} would not be read: {self.id} paints "
-                f"{'without one' if self.family == 'Flux' else 'with guidance ' + str(options['guidance'])}; leave it "
-                "out, or set guidance above 1"
+                f"the negative prompt {options['negative_prompt']!r} would not be read: {self.id} paints {how}; leave "
+                "it out, or set guidance above 1"
             )
         return options
 
@@ -178,13 +178,14 @@ class Diffusion:
     @cached_property
     def _tokenizers(self) -> list[tuple[Callable[[str], int], int]]:
         """(prompt -> number of tokens, most tokens read) of every text encoder whose limit is known."""
-        folders = [self.folder / name for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
-        t5 = self.options["max_tokens"] or pipelines.T5_TOKENS.get(self.family, 0)
-        found = [(folder, *_tokenizer(folder, self._json)) for folder in folders if folder.is_dir()]
-        encoder = {folder: folder.name.replace("tokenizer", "text_encoder") for folder in folders}
-        is_t5 = {folder for folder in folders if "T5" in str(self.index.get(encoder[folder]))}
-        known = [(count, t5 if t5 and folder in is_t5 else limit) for folder, count, limit in found]
-        return [one for one in known if 0 < one[1] < 100_000]  # a tokenizer without a limit of its own says 1e30
+        found, longest = [], self.options["max_tokens"] or pipelines.T5_TOKENS.get(self.family)
+        for suffix in ("", "_2", "_3"):
+            folder = self.folder / f"tokenizer{suffix}"
+            if folder.is_dir():
+                count, limit = _tokenizer(folder, self._json(f"{folder.name}/tokenizer_config.json", {}))
+                is_t5 = "T5" in str(self.index.get(f"text_encoder{suffix}"))
+                found.append((count, longest if is_t5 and longest else limit))
+        return [one for one in found if 0 < one[1] < 100_000]  # a tokenizer without a limit of its own says 1e30
 
     @cached_property
     def _start(self) -> pipelines.StartImages:
@@ -355,19 +356,18 @@ def _sha256(file: Path) -> str:
     return name if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", name) else sha256_of(file)
 
 
-def _tokenizer(folder: Path, read: Callable[[str, dict], dict]) -> tuple[Callable[[str], int], int]:
-    limit = read(f"{folder.name}/tokenizer_config.json", {}).get("model_max_length", 0)
+def _tokenizer(folder: Path, card: dict) -> tuple[Callable[[str], int], int]:
     if (folder / "tokenizer.json").is_file():
         from tokenizers import Tokenizer  # without torch
 
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return (lambda prompt: len(tokenizer.encode(prompt).ids)), limit
+        return (lambda prompt: len(tokenizer.encode(prompt).ids)), card.get("model_max_length", 0)
     from transformers import AutoTokenizer
 
     full = AutoTokenizer.from_pretrained(folder)
-    return (lambda prompt: len(full(prompt, truncation=False)["input_ids"])), limit or full.model_max_length
+    return (lambda prompt: len(full(prompt, truncation=False)["input_ids"])), full.model_max_length
 
 
 @contextmanager
@@ -392,15 +392,12 @@ def _quietly() -> Iterator[None]:
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
-    of_diffusers.disable_progress_bar()
-    of_transformers.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        of_diffusers.enable_progress_bar()
-        of_transformers.enable_progress_bar()
+    with ExitStack() as stack, warnings.catch_warnings():
+        for library in (of_diffusers, of_transformers):
+            library.disable_progress_bar()
+            stack.callback(library.enable_progress_bar)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 @contextmanager
