@@ -93,7 +93,8 @@ def test_long_texts_are_cut_where_they_are_shown_only(tmp_path):
     assert json.loads((tmp_path / "card.json").read_text())["classes"] == {"x" * 1000: 2}
 
 
-UNKNOWN = {"id": "some-model", "digest": "0" * 64, "licence": "", "settings": {"size": 32}}
+class Unlicensed:
+    id, digest, settings = "some-model", "0" * 64, {"size": 32}
 
 
 @pytest.mark.parametrize("licensed", [True, False])
@@ -101,7 +102,7 @@ def test_what_a_card_tells(tmp_path, licensed):
     facts = cards.write_card(
         tmp_path,
         realm=realm(),
-        generator=load_generator("font-renderings") if licensed else UNKNOWN,
+        generator=load_generator("font-renderings") if licensed else Unlicensed(),
         counts={"great tit 0": 30, "robin 1": 50},
         style="paper",
         rejected={"blank": 15, "sharpness >=3": 5},
@@ -117,7 +118,7 @@ def test_what_a_card_tells(tmp_path, licensed):
         "Images of the realm great tit",
         "20 of 100 images (20.0 %) were left out.",
         "Rules: blank False, sharpness >=3.",
-        "Of the 2 classes of tits, 1 were foreseen: robin 1.",
+        "1 of 2: robin 1",
         "font-renderings" if licensed else "some-model",
         "the fonts have matplotlib's" if licensed else "not known (ask before the images are passed on)",
         "30 to 50",

@@ -154,3 +154,12 @@ def test_a_base_that_is_gone_is_named(images):
     base.path.rename(base.path.with_name("elsewhere"))
     with pytest.raises(UserError, match="made from a images that is no longer"):
         inputs.upstream(lost.artifact, "images")
+
+
+def test_a_painted_artifact_loses_its_manifest_and_is_whole_again(images):
+    from cilkit.data.repair import examine, rebuild
+
+    assert examine(images.artifact.path) == []
+    (images.artifact.path / "manifest.parquet").unlink()
+    rebuild(images.artifact.path)
+    assert examine(images.artifact.path) == [] and artifacts.verify(images.artifact) == []

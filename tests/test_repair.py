@@ -89,7 +89,7 @@ def test_a_truncated_tar(folder):
     assert "3 images are cut off, first bird-00009" in finding.text
     (folder / MANIFEST).unlink()  # without it the tar itself tells
     assert kinds(folder) == [("manifest", MANIFEST), ("altered", "00001.tar")]
-    with pytest.raises(UserError, match="00001.tar is damaged or ends early; delete this shard"):
+    with pytest.raises(UserError, match="00001.tar: it is damaged or ends early; delete this shard"):
         rebuild(folder)
     assert not list(folder.glob("*.rows.parquet")) and not list(folder.glob("scratch*"))
     (folder / "00001.tar").unlink()

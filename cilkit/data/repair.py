@@ -7,7 +7,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -29,22 +29,6 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.text}"
-
-
-class Member(NamedTuple):
-    """A file in a tar: its name, and where its content begins and how long it is, in bytes."""
-
-    name: str
-    offset: int
-    size: int
-
-    @property
-    def stem(self) -> str:
-        return self.name.rpartition(".")[0]
-
-    @property
-    def is_row(self) -> bool:
-        return self.name.endswith(".json")
 
 
 def examine(folder: str | Path) -> list[Finding]:
@@ -149,13 +133,13 @@ def _duplicates(folder: Path) -> Iterator[Finding]:
 
 def _in_shard(path: Path, rows: "pd.DataFrame") -> Iterator[Finding]:
     """What is wrong with one shard, held against its rows of the manifest."""
-    length, cut, listed = path.stat().st_size, [], rows.to_dict("records")
+    length, cut, listed = path.stat().st_size, [], {row["offset"]: row for row in rows.to_dict("records")}
     with open(path, "rb") as file:
-        for row in rows.itertuples():
-            if row.offset + row.size > length:
-                cut.append(row.image_id)
-            elif _sha256(_content(file, row)) != row.sha256:
-                yield Finding("altered", f"{path.name}: {row.image_id}", "the image is not the one that was painted")
+        for offset, row in listed.items():
+            if offset + row["size"] > length:
+                cut.append(row["image_id"])
+            elif _sha256(_content(file, offset, row["size"])) != row["sha256"]:
+                yield Finding("altered", f"{path.name}: {row['image_id']}", "the image is not the one that was painted")
         if cut:
             yield Finding("truncated", path.name, f"it ends early: {len(cut):,} images are cut off, first {cut[0]}")
         if path.suffix == ".tar":
@@ -164,19 +148,18 @@ def _in_shard(path: Path, rows: "pd.DataFrame") -> Iterator[Finding]:
             if not whole and not cut:
                 text = f"the tar cannot be read on behind {members[-1].name if members else 'its beginning'}"
                 yield Finding("altered", path.name, f"{text}; delete this shard and paint it again")
-        elif length > rows["size"].sum():
-            text = f"{length - rows['size'].sum():,} bytes belong to no image of the manifest"
-            yield Finding("orphan", path.name, text)
+        elif extra := max(0, length - rows["size"].sum()):
+            yield Finding("orphan", path.name, f"{extra:,} bytes belong to no image of the manifest")
 
 
-def _beside(file: BinaryIO, shard: str, listed: list[dict], members: list[Member]) -> Iterator[Finding]:
+def _beside(file: BinaryIO, shard: str, listed: dict[int, dict], members: list[tarfile.TarInfo]) -> Iterator[Finding]:
     """Members that the manifest does not know, and rows beside images that say something else than it does."""
-    at = {row["offset"]: row for row in listed}
-    known = {member.stem: at[member.offset] for member in members if member.offset in at}
+    known = {_stem(member): listed[member.offset_data] for member in members if member.offset_data in listed}
     for member in members:
-        if member.stem not in known or not (member.is_row or member.offset in at):
+        row = known.get(_stem(member))
+        if row is None or not (_is_row(member) or member.offset_data in listed):
             yield Finding("orphan", f"{shard}: {member.name}", "the manifest does not list this member")
-        elif member.is_row and not _agree(_row(_content(file, member)), known[member.stem]):
+        elif _is_row(member) and not _agree(_row(file, member), row):
             yield Finding("altered", f"{shard}: {member.name}", "the row beside the image is not the manifest's")
 
 
@@ -187,17 +170,17 @@ def _agree(beside: dict, row: dict) -> bool:
     return wanted == have
 
 
-def _walk(path: Path) -> tuple[list[Member], bool]:
+def _walk(path: Path) -> tuple[list[tarfile.TarInfo], bool]:
     """The members of a tar, and whether it is whole to its end."""
-    members: list[Member] = []
+    members: list[tarfile.TarInfo] = []
     try:
         with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                members.append(Member(info.name, info.offset_data, info.size))
+            for member in tar:
+                members.append(member)
     except (tarfile.TarError, OSError, ValueError):
         return members, False
     with open(path, "rb") as file:
-        file.seek(members[-1].offset + members[-1].size if members else 0)
+        file.seek(members[-1].offset_data + members[-1].size if members else 0)
         tail = file.read()  # the last block's padding and the ending
     return members, len(tail) >= ENDING and not any(tail)
 
@@ -205,34 +188,41 @@ def _walk(path: Path) -> tuple[list[Member], bool]:
 def _rows_of(path: Path) -> list[dict]:
     """The rows of one tar, from beside its images; UserError where it is not whole, or an image is another."""
     members, whole = _walk(path) if path.suffix == ".tar" else ([], True)
-    advice = "delete this shard, rebuild, and paint its images again"
-    if not whole:
-        raise UserError(f"{path} is damaged or ends early; {advice}")
-    found, beside = [], {member.stem: member for member in members if member.is_row}
+    beside, found = {_stem(member): member for member in members if _is_row(member)}, []
+    wrong = "" if whole else "it is damaged or ends early"
     with open(path, "rb") as file:
-        for image in members:
-            if image.is_row:
-                continue
-            if image.stem not in beside:
-                raise UserError(f"{path}: no row lies beside {image.name}; {advice}")
-            row = _row(_content(file, beside[image.stem]))
-            if row.get("sha256") != _sha256(_content(file, image)):
-                raise UserError(f"{path}: {image.name} is not the image that the row beside it describes; {advice}")
-            found.append({**row, "shard": path.name, "offset": image.offset, "size": image.size})
+        for image in (member for member in members if not _is_row(member)):
+            row = _row(file, beside[_stem(image)]) if _stem(image) in beside else {}
+            if not row:
+                wrong = wrong or f"no row lies beside {image.name}"
+            elif row.get("sha256") != _sha256(_content(file, image.offset_data, image.size)):
+                wrong = wrong or f"{image.name} is not the image that the row beside it describes"
+            found.append({**row, "shard": path.name, "offset": image.offset_data, "size": image.size})
+    if wrong:
+        raise UserError(f"{path}: {wrong}; delete this shard, rebuild, and paint its images again")
     return found
 
 
-def _content(file: BinaryIO, place: Any) -> bytes:
-    file.seek(place.offset)
-    return file.read(place.size)
+def _stem(member: tarfile.TarInfo) -> str:
+    return member.name.rpartition(".")[0]
 
 
-def _row(content: bytes) -> dict:
+def _is_row(member: tarfile.TarInfo) -> bool:
+    return member.name.endswith(".json")
+
+
+def _row(file: BinaryIO, member: tarfile.TarInfo) -> dict:
+    """What the JSON in a tar says; nothing for what is no JSON object."""
     try:
-        row = json.loads(content)
+        row = json.loads(_content(file, member.offset_data, member.size))
     except ValueError:
         return {}
     return row if isinstance(row, dict) else {}
+
+
+def _content(file: BinaryIO, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)
 
 
 def _sha256(content: bytes) -> str:

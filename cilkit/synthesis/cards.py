@@ -16,7 +16,7 @@ from cilkit.realms.realm import Realm
 
 CARD, README = "card.json", "README.md"
 LONGEST = 300  # characters of one text that the Markdown shows; card.json holds all of it
-SHOWN = 50  # classes, and overlapping names, that the Markdown lists; card.json lists all of them
+SHOWN = 50  # classes that the Markdown lists; card.json lists all of them
 PLAIN = set(" ,.-()'%+/=;:?!")  # punctuation that cannot begin markup inside a line or a table's cell
 ENTITIES = {ord(char): f"&#{ord(char)};" for char in string.punctuation if char not in PLAIN}
 
@@ -46,7 +46,7 @@ def card(
 ) -> dict[str, Any]:
     """The facts of a card.
 
-    realm:     with its replies, whose models are named. generator: a `Generator`, or the "generator" of another card.
+    realm:     with its replies, whose models are named. generator: what painted, a `Generator`.
     counts:    images a class. style: the prompts' style. rejected: images left out, by reason, under these `rules`.
     overlaps:  as `overlaps_of` gives them. base: the "card" of the set that this one was chosen from, else None.
     """
@@ -55,17 +55,13 @@ def card(
         facts["realm"] = {"name": realm.name, "kind": realm.kind, "concepts": len(realm)}
         facts["realm"]["language_models"] = _language_models(realm)
     if generator is not None:
-        facts["generator"] = dict(generator) if isinstance(generator, Mapping) else _generator(generator)
+        about = {"id": generator.id, "digest": generator.digest, "settings": dict(generator.settings)}
+        facts["generator"] = about | {"licence": getattr(generator, "licence", "")}
     if rejected is not None:
         facts["rejected"], facts["rules"] = dict(rejected), dict(rules or {})
     if overlaps:
         facts["overlaps"] = {name: dict(found) for name, found in overlaps.items()}
     return {**(base or {}), **facts}
-
-
-def _generator(generator: Any) -> dict[str, Any]:
-    facts = {"id": generator.id, "digest": generator.digest, "licence": getattr(generator, "licence", "")}
-    return facts | {"settings": dict(generator.settings)}
 
 
 def _language_models(realm: Realm) -> list[dict[str, Any]]:
@@ -101,45 +97,36 @@ def write_card(folder: str | Path, **facts: Any) -> dict[str, Any]:
 def markdown(facts: Mapping[str, Any]) -> str:
     """A card as Markdown; every text in it is escaped."""
     counts, realm = facts["classes"], facts.get("realm", {})
-    about = {"images": f"{facts['images']:,}", "classes": f"{len(counts):,}"}
-    if counts:
-        about["images a class"] = " to ".join(map(str, dict.fromkeys([min(counts.values()), max(counts.values())])))
-    title = f"Images of the realm {escaped(realm['name'])}" if realm else "Images"
-    parts = [f"# {title}", _table(about | ({"prompt style": facts["style"]} if facts["style"] else {}))]
+    span = dict.fromkeys([min(counts.values(), default=0), max(counts.values(), default=0)])
+    about = {"images": facts["images"], "classes": len(counts), "images a class": " to ".join(map(str, span))}
+    parts = [f"# Images of the realm {escaped(realm['name'])}" if realm else "# Images"]
+    parts.append(_table(about | {"prompt style": facts["style"] or "not told"}))
     if realm:
         models = {f"language model {n}": _listed(model) for n, model in enumerate(realm["language_models"], 1)}
         parts += ["## Realm", _table({"kind": realm["kind"], "concepts": realm["concepts"], **models})]
     if "generator" in facts:
         generator = facts["generator"]
         known = {"name": generator["id"], "sha256": generator["digest"]}
-        known["licence"] = generator.get("licence") or "not known (ask before the images are passed on)"
+        known["licence"] = generator["licence"] or "not known (ask before the images are passed on)"
         parts += [
             "## Generator",
             _table(known | {key.replace("_", " "): v for key, v in generator["settings"].items()}),
         ]
     if "rejected" in facts:
-        parts += ["## Left out", *_left_out(facts)]
+        out, rules = sum(facts["rejected"].values()), escaped(_listed(facts["rules"]) or "none")
+        everything = out + facts["images"]
+        share = f"{out:,} of {everything:,} images ({100 * out / max(everything, 1):.1f} %) were left out."
+        parts += ["## Left out", f"{share} Rules: {rules}.", _table(facts["rejected"], ("reason", "images"))]
     if "overlaps" in facts:
-        parts += ["## Overlap with benchmarks", *map(_overlap, facts["overlaps"], facts["overlaps"].values())]
+        told = {
+            name: f"{len(found['concepts'])} of {found['classes']}: {', '.join(found['concepts'])}"
+            for name, found in facts["overlaps"].items()
+        }
+        parts += ["## Overlap with benchmarks", _table(told, ("benchmark", "classes foreseen"))]
     parts += ["## Classes", _table(dict(list(counts.items())[:SHOWN]), ("class", "images"))]
     if len(counts) > SHOWN:
         parts.append(f"and {len(counts) - SHOWN:,} more in `{CARD}`.")
     return "\n\n".join(parts) + "\n"
-
-
-def _left_out(facts: Mapping[str, Any]) -> list[str]:
-    out, kept = sum(facts["rejected"].values()), facts["images"]
-    share = 100 * out / max(out + kept, 1)
-    rules = [f"Rules: {escaped(_listed(facts['rules']) or 'none')}."]
-    told = [f"{out:,} of {out + kept:,} images ({share:.1f} %) were left out.", *rules]
-    return [*told, _table(facts["rejected"], ("reason", "images"))] if out else told
-
-
-def _overlap(benchmark: str, found: Mapping[str, Any]) -> str:
-    names = found["concepts"]
-    shown = ", ".join(map(escaped, names[:SHOWN])) + (" …" if len(names) > SHOWN else "")
-    told = f"Of the {found['classes']} classes of {escaped(benchmark)}, {len(names)} were foreseen"
-    return f"{told}: {shown}." if names else f"{told}."
 
 
 def _listed(facts: Mapping[str, Any]) -> str:
