@@ -135,6 +135,14 @@ def test_an_interrupted_asking_goes_on_without_asking_again(tmp_path):
     assert (realm, report) == undisturbed and realm.replies[1].error
 
 
+def test_an_asking_that_was_given_up_asks_its_last_question_again(tmp_path):
+    with pytest.raises(UserError, match="named no classes"):
+        foresee("seats", Scripted("no", NoReply("empty")), subtypes=["sofas"], attempts=2, journal=Journal(tmp_path))
+    later = Scripted(rows("divan"))
+    realm, _ = foresee("seats", later, subtypes=["sofas"], attempts=2, journal=Journal(tmp_path))
+    assert realm.concept_names == ["divan"] and len(later.asked) == 1 and len(realm.replies) == 2
+
+
 def test_a_reply_is_on_disk_before_anybody_reads_it(tmp_path, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("a bug in the parser")

@@ -44,7 +44,7 @@ NASTY = [
     "-",
     "other",
     "sound of rain",
-    "$\\frac{",
+    "$\\frac{ x $",
     '"',
     "\u2028;\u2028",
     "'; DROP TABLE realms; --",
@@ -164,7 +164,7 @@ def test_names_are_short_and_plain_and_instructions_are_none(survivors):
         text = f"{concept.name} {concept.description} {concept.scientific_name} {concept.subtype}"
         assert visible(text) == text and "<script>" not in text and not concept.name.startswith("=")
         assert not re.search(r"\bignore (the|all)\b", concept.name, re.IGNORECASE)
-        assert concept.name.casefold() not in ("other", "-")
+        assert concept.name.casefold() not in ("other", "-") and concept.name.count("$") < 2
 
 
 def test_nothing_is_written_outside_and_folders_are_safe(survivors):

@@ -44,7 +44,8 @@ def foresee(
     protocol: "csv" (the paper's), "json", or "auto": JSON of a live model, of kept replies what they answer.
     attempts: how often a question is put whose reply gives nothing, each time with what was wrong; then the subtype is
     left out with a line of the report. exclude: names that are asked not to be listed, and left out where they are.
-    journal: keeps every reply as it arrives; what it holds already is not asked again.
+    journal: keeps every reply as it arrives; what it holds already is not asked again, but for the last attempt of a
+    question that was given up.
     """
     kind = kind or prompts.kind_of(name)
     if template:
@@ -134,7 +135,9 @@ class _Asking:
         for attempt in range(1, self.attempts + 1):
             if attempt > 1 and not self._answers(messages):
                 break
-            reply = self.journal.find(messages) or self._call(subtype, messages, attempt)
+            reply = self.journal.find(messages)
+            if reply is None or (reply.error and attempt == self.attempts):  # given up before: one more chance
+                reply = self._call(subtype, messages, attempt)
             try:
                 found = self._read(reply)
             except UserError as problem:

@@ -109,6 +109,7 @@ def tidy(text: str, where: str, report: Report) -> str:
     """The text without markup, control characters, formula signs, bold marks, stray spaces; reported if changed."""
     unmarked = without_markup(text) if "<" in text or "&" in text or not text.isascii() else text
     tidied = re.sub(r"^[=+@-]+(?=\w)", "", plain(unmarked))  # a spreadsheet would take it for a formula
+    tidied = tidied.replace("$", "") if tidied.count("$") > 1 else tidied  # figures would read mathematics between two
     if tidied != text:
         what = "control characters" if visible(text) != text else "stray spaces"
         what = "markup" if "<" in text and "<" not in tidied else "bold marks" if "**" in text else what
