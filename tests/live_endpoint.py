@@ -1,4 +1,4 @@
-"""pytest plugin (`pytest -p tests.live_endpoint`): a language model's server for kernels that the tests start.
+"""pytest plugin (`python -m pytest -p tests.live_endpoint`): a language model's server for kernels that tests start.
 
 The server of `openai_server` listens on a free port for the whole session, each xdist worker with its own, and the
 environment names it, so that `llm: endpoint:tiny-model` in a parameter file reaches it.
