@@ -63,13 +63,16 @@ def scores(
 
 def _looked_at(images: ImageSet) -> dict[str, np.ndarray]:
     """The scores that need the pixels only, every image decoded once; of a class, small copies are held together."""
+    import pandas as pd
+
     contrast, sharp = np.empty(len(images)), np.empty(len(images))
     twins, cluster = np.full(len(images), "", dtype=object), np.full(len(images), -1)
     ids, groups = images.ids, 0
+    alike = pd.DataFrame(images.sizes).assign(label=images.labels).groupby(["label", 0, 1]).indices
     with bar("scores", len(images)) as tick:
-        for members in _alike(images):
+        for (_, height, width), members in alike.items():
             small, hashes = [], []
-            at_once = max(1, PIXELS // int(images.sizes[members[0]].prod()))
+            at_once = max(1, PIXELS // int(height * width))
             for chunk in (members[piece] for piece in _pieces(len(members), at_once)):
                 pixels = np.stack(images.read(chunk))  # (b, h, w, 3)
                 contrast[chunk], sharp[chunk] = inspection.contrasts(pixels), inspection.sharpness(pixels)
@@ -82,14 +85,6 @@ def _looked_at(images: ImageSet) -> dict[str, np.ndarray]:
                 cluster[members[twin]], twins[members[twin]] = cluster[members[first]], ids[members[first]]
     columns = {"contrast": contrast, "sharpness": sharp, "blank": contrast < inspection.BLANK_RANGE}
     return columns | {"duplicate_of": twins, "cluster": cluster}
-
-
-def _alike(images: ImageSet) -> Iterator[np.ndarray]:
-    """Positions of the images of one class and one size, group by group."""
-    order = np.lexsort((images.sizes[:, 1], images.sizes[:, 0], images.labels))
-    kind = np.column_stack([images.labels, images.sizes])[order]
-    edges = np.flatnonzero((kind[1:] != kind[:-1]).any(axis=1)) + 1
-    yield from (np.sort(members) for members in np.split(order, edges) if len(members))
 
 
 def agreement_with_means(images: ImageSet, backbone: "Backbone") -> np.ndarray:
@@ -126,10 +121,8 @@ def _pieces(n: int, size: int) -> Iterator[np.ndarray]:
     yield from (np.arange(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def agreement_with_text(
-    images: ImageSet, name: str, device: str = "cpu", template: str = "a photo of {name}"
-) -> np.ndarray:
-    """Cosine of each image with its class's text, float (n,), by a CLIP of transformers: a hub name or a folder."""
+def agreement_with_text(images: ImageSet, name: str, device: str = "cpu") -> np.ndarray:
+    """Cosine of each image with "a photo of CLASS", float (n,), by a CLIP of transformers: a hub name or a folder."""
     import torch
 
     model, processor = _clip(name)
@@ -137,7 +130,7 @@ def agreement_with_text(
     with torch.no_grad():
         texts = []
         for rows in _pieces(len(images.class_names), 256):
-            prompts = [template.format(name=images.class_names[label]) for label in rows]
+            prompts = [f"a photo of {images.class_names[label]}" for label in rows]
             words = _words(processor, prompts, model.config.text_config.max_position_embeddings, name)
             texts.append(model.get_text_features(**words.to(device)).pooler_output)
         text = torch.cat(texts)  # (classes, dim)
@@ -183,22 +176,17 @@ class Decisions:
         self._last: dict[str, dict[str, str]] = {}
         text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
         for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                self._read(number, line)
+            try:
+                row = json.loads(line or "null")
+            except ValueError:
+                row = line if line.rstrip().endswith("}") else None
+                self.notes += [] if row else [f"{self.path.name}, line {number} is half written and was not read"]
+            if row is not None:
+                self._keep(row, f"{self.path}, line {number}")
 
-    def _read(self, number: int, line: str) -> None:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            if not line.rstrip().endswith("}"):
-                self.notes.append(f"{self.path.name}, line {number} is half written and was not read")
-                return
-            row = None
+    def _keep(self, row: Any, where: str) -> None:
         if not isinstance(row, dict) or not isinstance(row.get("image_id"), str):
-            raise UserError(f"{self.path}, line {number}: {line[:60]!r} is no decision; correct or delete the line")
-        self._keep(row, f"{self.path}, line {number}")
-
-    def _keep(self, row: dict, where: str) -> None:
+            raise UserError(f"{where}: {str(row)[:60]!r} is no decision; correct or delete the line")
         if row.get("decision") not in (ACCEPT, REJECT):
             raise UserError(f"{where}: decision {row.get('decision')!r} of {row['image_id']!r} is not accept or reject")
         self._last[row["image_id"]] = {key: str(row.get(key, "")) for key in ("image_id", "decision", "by", "why")}
@@ -226,25 +214,28 @@ class Decisions:
 
 
 def check_rules(rules: Mapping[str, Any]) -> None:
-    """UserError for a rule that `decided` does not know: its name, or what it asks for."""
+    """UserError for a rule that is none: its name is unknown, or what it asks for."""
     for name, wanted in rules.items():
-        if name == "duplicates":
-            if wanted not in DUPLICATES:
-                raise UserError(f"rule duplicates is {wanted!r}; expected one of {', '.join(DUPLICATES)}")
-        elif name not in SCORED:
-            known = (*SCORED, "duplicates")
-            raise UserError(f"rule {name!r} is unknown{near_name(name, known)}; rules are {', '.join(known)}")
-        elif name == "blank" and not isinstance(wanted, bool):
+        _passes(name, wanted, np.zeros(0))
+
+
+def _passes(name: str, wanted: Any, score: np.ndarray) -> np.ndarray:
+    """Which of the images pass a rule, bool (n,), by this score (n,)."""
+    known = (*SCORED, "duplicates")
+    if name not in known:
+        raise UserError(f"rule {name!r} is unknown{near_name(name, known)}; rules are {', '.join(known)}")
+    if name == "duplicates":
+        if wanted not in DUPLICATES:
+            raise UserError(f"rule duplicates is {wanted!r}; expected one of {', '.join(DUPLICATES)}")
+        return np.ones(len(score), bool)  # decided once the other rules are
+    if name == "blank":
+        if not isinstance(wanted, bool):
             raise UserError(f"rule blank is {wanted!r}; expected true or false")
-        elif name != "blank":
-            _comparison(name, wanted)
-
-
-def _comparison(name: str, wanted: Any) -> tuple[Any, float]:
+        return score == wanted
     found = re.fullmatch(r"\s*(>=|<=|>|<)\s*(-?\d+(?:\.\d+)?)\s*", str(wanted))
-    if found is None:
+    if not found:
         raise UserError(f"rule {name} is {wanted!r}; expected a comparison such as '>=3'")
-    return COMPARISONS[found[1]], float(found[2])
+    return COMPARISONS[found[1]](score, float(found[2])) | np.isnan(score)
 
 
 def decided(
@@ -259,16 +250,11 @@ def decided(
     import pandas as pd
 
     rules = RULES if rules is None else rules
-    check_rules(rules)
     reason = np.full(len(scores), "", dtype=object)
-    for name in (name for name in SCORED if name in rules):
-        score = scores[name].to_numpy()
-        if name == "blank":
-            bad = score != rules[name]
-        else:
-            compare, bound = _comparison(name, rules[name])
-            bad = ~(compare(score, bound) | np.isnan(score))
-        reason[bad & (reason == "")] = f"{name} {rules[name]}" if name != "blank" else name
+    check_rules(rules)
+    for name in (name for name in SCORED if name in rules):  # in one order, so that a reason does not depend on theirs
+        bad = ~_passes(name, rules[name], scores[name].to_numpy())
+        reason[bad & (reason == "")] = name if name == "blank" else f"{name} {rules[name]}"
     by_hand = _by_hand(scores, decisions, reason)
     if rules.get("duplicates", "all") != "all":
         _without_duplicates(scores, rules["duplicates"], by_hand == ACCEPT, reason)
@@ -282,10 +268,7 @@ def _by_hand(scores: "pd.DataFrame", decisions: Decisions | None, reason: np.nda
     place = {image_id: row for row, image_id in enumerate(scores["image_id"])}
     for row in decisions.rows() if decisions else ():
         if row["image_id"] not in place:
-            near = near_name(row["image_id"], place) if len(place) < 10_000 else ""
-            raise UserError(
-                f"{decisions.path} decides about {row['image_id']!r}, which the image set does not hold{near}"
-            )
+            raise UserError(f"{decisions.path} decides about {row['image_id']!r}, which the image set does not hold")
         at = place[row["image_id"]]
         found[at], reason[at] = row["decision"], f"{BY_HAND}: {row['why']}" if row["why"] else BY_HAND
     return found
@@ -304,5 +287,5 @@ def _without_duplicates(scores: "pd.DataFrame", which: str, accepted: np.ndarray
 
 def rejected_by(table: "pd.DataFrame") -> dict[str, int]:
     """Images that `decided` leaves out, by reason; what people wrote about theirs is not told apart."""
-    reasons = table.loc[~table["keep"], "reason"].str.replace(f"^{BY_HAND}: .*", BY_HAND, regex=True)
+    reasons = table.loc[~table["keep"], "reason"].str.partition(": ")[0]
     return {reason: int(number) for reason, number in sorted(reasons.value_counts().items())}
