@@ -7,12 +7,12 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
-from tiny import VIT, image_set
+from tiny import ARGS, VIT, image_set
 
 from cilkit import artifacts, backbones, pretraining
 from cilkit.errors import UserError
@@ -67,33 +67,60 @@ def part(folder, number: int, port: int, size: int = 2):
         os._exit(status)
 
 
-def trained_by_forks(folder, settings, images):
-    network = backbones.create(settings.arch, settings.seed_init, settings.model_args)
-    backbones.save(network, folder / launch.START)
-    job = {
-        "settings": asdict(settings), "images": launch.describe(images, folder / "images"),
-        "real": None, "device": "cpu", "scratch": str(folder), "every": 0.0,
-        "threads": 1,
-    }  # fmt: skip
+def started(folder, settings, images) -> list[int]:
+    """The processes of a training, by number."""
+    backbones.save(backbones.create(settings.arch, settings.seed_init, settings.model_args), folder / launch.START)
+    job = {"settings": asdict(settings), "images": launch.describe(images, folder / "images"), "real": None}
+    job |= {"device": "cpu", "scratch": str(folder), "every": 0.0, "threads": 1}
     artifacts.write_json(folder / launch.JOB, job)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    children = [part(folder, number, port, settings.processes) for number in range(settings.processes)]
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * settings.processes
+    return [part(folder, number, port, settings.processes) for number in range(settings.processes)]
+
+
+def trained_by_forks(folder, settings, images):
+    for child in started(folder, settings, images):
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     return pretraining.pretrain(images, settings, processes=1, scratch=folder)
 
 
 @pytest.mark.parametrize("changes", [{"processes": 3, "recipe": "digits"}, {"tune": "last_block"}])
 def test_other_numbers_of_processes_and_frozen_parts(tmp_path, changes):
     """Batches of 15: 44 images leave a last one of 14, which three processes share unevenly."""
-    from dataclasses import replace
-
     settings = replace(SETTINGS, batch_size=15, real_share=0.0, **changes)
     images = data()["images"]
     alone, _ = pretraining.pretrain(images, settings, processes=1)
     together, _ = trained_by_forks(tmp_path, settings, images)
     assert differences(alone, together) < 2e-6
+
+
+def test_all_killed_in_mid_epoch_end_in_the_same_bytes(tmp_path, monkeypatch):
+    """A network with batch normalisation, whose running statistics the processes keep apart between two batches."""
+    settings = replace(SETTINGS, arch="small_resnet", model_args=ARGS, real_share=0.0)
+    images, write = data()["images"], checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda trainer: (write(trainer), time.sleep(0.1)))
+    whole, report = trained_by_forks(tmp_path / "whole", settings, images)
+    folder = tmp_path / "killed"
+    children, deadline = started(folder, settings, images), time.monotonic() + 60
+    while not (folder / checkpoint.FILE).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [-signal.SIGKILL] * 2
+    resumed, again = trained_by_forks(folder, settings, images)
+    assert again == report and differences(whole, resumed) == 0.0
+
+
+def test_synchronised_normalisation_keeps_what_the_optimiser_holds():
+    """What becomes of a network on GPUs; the synchronised layers themselves need some."""
+    import timm.layers
+
+    backbone = backbones.create(model_args=ARGS)
+    before, names = dict(backbone.named_parameters()), list(backbone.state_dict())
+    assert timm.layers.convert_sync_batchnorm(backbone) is backbone and list(backbone.state_dict()) == names
+    assert all(before[name] is value for name, value in backbone.named_parameters())
+    assert backbone.norms and all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in backbone.norms)
 
 
 def test_parts_cover_a_batch_also_where_it_is_smaller_than_the_crew():
@@ -109,26 +136,32 @@ def with_processes(monkeypatch, code: str, folder, **changes):
     return pretraining.pretrain(**data(), settings=SETTINGS, scratch=folder, **changes)
 
 
-ERROR = """
+FAILED = """
 import json, sys
-for rank, when, words in ((0, 2.0, "connection closed by peer"), (1, 1.0, "the pre-training loss is nan in epoch 1")):
-    open(f"{FOLDER}/error-{rank}.json", "w").write(json.dumps({"error": words, "when": when}))
+for rank, (when, own, words) in enumerate({errors}):
+    facts = {{"error": words, "when": when, "own": own}}
+    open(f"{{FOLDER}}/error-{{rank}}.json", "w").write(json.dumps(facts))
+print("[1]:\\n rank : 0 (local_rank: 0)\\n exitcode : -15 (pid: 7) (SIGTERM)", file=sys.stderr)
+print("  rank      : {rank} (local_rank: 1)\\n  exitcode  : {status} (pid: 14460)", file=sys.stderr)
 sys.exit(1)
 """
-KILLED = """
-import sys
-print("[1]:\\n rank : 0 (local_rank: 0)\\n exitcode : 1 (pid: 7)", file=sys.stderr)
-print("Root Cause (first observed failure):\\n[0]:\\n time : 1\\n host : x", file=sys.stderr)
-print("  rank      : 1 (local_rank: 1)\\n  exitcode  : -9 (pid: 14460)  (SIGKILL)", file=sys.stderr)
-sys.exit(1)
-"""
+ECHO = (1.0, False, "failed in process 1 of 2 (RuntimeError: connection reset by peer)")
+OWN = (2.0, True, "the pre-training loss is nan in epoch 1")
 
 
-def test_a_failed_process_is_one_sentence(monkeypatch, tmp_path):
-    with pytest.raises(UserError, match="^the pre-training loss is nan in epoch 1$"):  # the first, not its echo
-        with_processes(monkeypatch, ERROR, tmp_path)
-    with pytest.raises(UserError, match="process 2 of 2 was killed, perhaps for lack of memory; what was finished is"):
-        with_processes(monkeypatch, KILLED, tmp_path)
+@pytest.mark.parametrize(
+    ("errors", "status", "sentence"),
+    [
+        ([ECHO, OWN], 1, "^the pre-training loss is nan in epoch 1$"),
+        ([ECHO], -9, "process 2 of 2 was killed, perhaps for lack of memory; what was finished is kept"),
+        ([ECHO], 1, r"^failed in process 1 of 2 \(RuntimeError"),
+        ([], 1, "pre-training stopped: torchrun ended; what was finished is kept"),
+    ],
+)
+def test_a_failed_process_is_one_sentence(monkeypatch, tmp_path, errors, status, sentence):
+    """Of several errors the one that was the cause: when a process ends, the others fail for want of it."""
+    with pytest.raises(UserError, match=sentence):
+        with_processes(monkeypatch, FAILED.format(errors=errors, rank=1, status=status), tmp_path)
     assert not (tmp_path / checkpoint.FILE).exists()
 
 
@@ -145,13 +178,14 @@ def test_an_interrupt_ends_the_processes(monkeypatch, tmp_path):
 
 
 def test_errors_of_a_process_become_its_answer(tmp_path, monkeypatch):
-    assert rank.describe(UserError("say this"), 0, 2) == {"error": "say this"}
+    assert rank.describe(UserError("say this"), 0, 2) == {"error": "say this", "own": True}
     full = OSError(28, "No space left on device")
     assert rank.describe(full, 0, 2)["errno"] == 28
-    memory = rank.describe(RuntimeError("CUDA out of memory. Tried\nto"), 1, 4)["error"]
-    assert memory.startswith("pre-training failed in process 2 of 4 (RuntimeError: CUDA out of memory. Tried)")
-    assert memory.endswith("lower batch_size")
-    (tmp_path / "error-0.json").write_text(json.dumps({"error": "full", "errno": 28, "when": 1}))
+    memory = rank.describe(RuntimeError("CUDA out of memory. Tried\nto"), 1, 4)
+    assert memory["error"].startswith("pre-training failed in process 2 of 4 (RuntimeError: CUDA out of memory. Tried)")
+    assert memory["error"].endswith("lower batch_size") and memory["own"]
+    assert not rank.describe(RuntimeError("connection closed by peer"), 1, 4)["own"]
+    (tmp_path / "error-0.json").write_text(json.dumps({"error": "full", "own": True, "errno": 28, "when": 1}))
     assert launch.failure(tmp_path, 2).errno == 28
 
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -99,7 +97,11 @@ def describe(images: ImageSet, beside: Path) -> dict[str, Any]:
     if not folder:
         artifacts.save_npy(beside.with_suffix(".pixels.npy"), images.images())
     artifacts.save_npy(beside.with_suffix(".npy"), np.stack([index, images.labels]))
-    return {"folder": str(folder or ""), "beside": str(beside), "class_names": list(images.class_names)}
+    return {
+        "folder": str(folder.absolute() if folder else ""),
+        "beside": str(beside),
+        "class_names": list(images.class_names),
+    }
 
 
 def reopen(described: dict[str, Any] | None) -> ImageSet | None:
@@ -128,10 +130,8 @@ def _follow(run: list[str], folder: Path, settings: Settings, log, tell) -> None
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
     with open(folder / LOG, "w") as kept:
         torchrun = subprocess.Popen(run, stderr=kept, env=environment, **pipes)
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(torchrun.stdout, lines), daemon=True).start()
     try:
-        while (line := lines.get()) is not None:
+        for line in torchrun.stdout:
             _pass_on(line, log, tell)
         status = torchrun.wait()
     finally:
@@ -145,36 +145,35 @@ def _follow(run: list[str], folder: Path, settings: Settings, log, tell) -> None
         raise failure(folder, settings.processes)
 
 
-def _read(stream, lines: queue.SimpleQueue) -> None:
-    for line in stream:
-        lines.put(line)
-    lines.put(None)
-
-
 def _pass_on(line: str, log, tell) -> None:
     try:
         told = json.loads(line)
-        if "moment" in told and log is not None:
-            log(Moment(None, **told["moment"]))
-        elif "tell" in told and tell is not None:
-            tell(*told["tell"])
-    except (ValueError, TypeError):
+        kind, facts = told["kind"], told["facts"]
+    except (ValueError, TypeError, KeyError):
         return  # a library's own words
+    if kind == "moment" and log is not None:
+        log(Moment(None, **facts))
+    elif kind == "tell" and tell is not None:
+        tell(*facts)
 
 
 def failure(folder: Path, processes: int) -> Exception:
-    """What ended a training: the first process's error that was written down, else how a process died."""
-    errors = [json.loads(path.read_text()) for path in folder.glob("error-*.json")]
-    if errors:
-        first = min(errors, key=lambda error: error["when"])
-        if first.get("errno"):
-            return OSError(first["errno"], first["error"])
-        return UserError(first["error"])
-    root = (folder / LOG).read_text(errors="replace").partition("Root Cause")[2]  # as torchrun tells it
-    found = re.search(r"rank\s*:\s*(\d+) .*\s+exitcode\s*:\s*(-?\d+)", root)
-    which = f"process {int(found[1]) + 1} of {processes}" if found else f"one of {processes} processes"
-    killed = found and int(found[2]) < 0
-    how = "was killed, perhaps for lack of memory" if killed else "ended"
+    """What ended a training: what a process said itself; else which one died; else the first error, for when one
+    process ends the others fail for want of it."""
+    errors = sorted((json.loads(path.read_text()) for path in folder.glob("error-*.json")), key=lambda e: e["when"])
+    for error in errors:
+        if error.get("errno"):
+            return OSError(error["errno"], error["error"])
+        if error["own"]:
+            return UserError(error["error"])
+    died = re.search(r"rank\s*:\s*(\d+) .*\s+exitcode\s*:\s*-(?!15)\d+", (folder / LOG).read_text(errors="replace"))
+    if errors and not died:
+        return UserError(errors[0]["error"])
+    how = (
+        f"process {int(died[1]) + 1} of {processes} was killed, perhaps for lack of memory"
+        if died
+        else "torchrun ended"
+    )
     return UserError(
-        f"pre-training stopped: {which} {how}; what was finished is kept, run again to go on (log: {folder / LOG})"
+        f"pre-training stopped: {how}; what was finished is kept, run again to go on (log: {folder / LOG})"
     )

@@ -59,22 +59,23 @@ def run(folder: Path, rank: int, size: int) -> None:
 
 def _log(moment: Moment) -> None:
     facts = {"epoch": moment.epoch, "epochs": moment.epochs, "losses": moment.losses}
-    print(json.dumps({"moment": facts}), flush=True)
+    print(json.dumps({"kind": "moment", "facts": facts}), flush=True)
 
 
 def _tell(*told) -> None:
-    print(json.dumps({"tell": told}), flush=True)
+    print(json.dumps({"kind": "tell", "facts": told}), flush=True)
 
 
 def describe(error: Exception, rank: int, size: int) -> dict:
-    """An exception as the sentence that the notebook shows."""
+    """An exception as the sentence that the notebook shows; `own`: no mere consequence of another process's end."""
     if isinstance(error, UserError):
-        return {"error": str(error)}
+        return {"error": str(error), "own": True}
     if isinstance(error, OSError) and error.errno:
-        return {"error": str(error), "errno": error.errno}
+        return {"error": str(error), "own": True, "errno": error.errno}
     reason = (str(error).strip().splitlines() or [""])[0][:300]
-    memory = "; lower batch_size" if "out of memory" in reason else ""
-    return {"error": f"pre-training failed in process {rank + 1} of {size} ({type(error).__name__}: {reason}){memory}"}
+    memory = "out of memory" in reason
+    words = f"pre-training failed in process {rank + 1} of {size} ({type(error).__name__}: {reason})"
+    return {"error": words + "; lower batch_size" * memory, "own": memory}
 
 
 def _leave_with_the_parent() -> None:

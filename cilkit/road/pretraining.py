@@ -91,7 +91,9 @@ def pretrain(
     real_share:         share of every epoch's images that are real, beside all painted ones; 0: each real image once.
                         The report says what the share was.
     precision:          "bf16": the backbone computes under autocast.
-    processes:          processes that train together, a GPU each; part of the identity, as sums depend on it.
+    processes:          that train together on this machine, each its part of every batch, on a GPU each where there are
+                        any; part of the identity, as sums depend on it. Batch normalisation sees whole batches on GPUs,
+                        each process's own part on a CPU.
     """
     settings = Settings(**{name: value for name, value in locals().items() if name in NAMES})
     from cilkit.data import benchmarks
