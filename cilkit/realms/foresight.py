@@ -55,7 +55,7 @@ def foresee(
     given = [] if isinstance(subtypes, int) else list(subtypes)
     count = len(given) or subtypes or prompts.SUBTYPES
     model = backend(llm, name, **(options or {}))
-    asking = _Asking(model, name, kind, count, per_subtype, attempts, journal or Journal())
+    asking = _Asking(model, name, kind, count, per_subtype, max(attempts, 1), journal or Journal())
     asking.choose(protocol, given[0] if given else "")
     named = given or asking.ask("")
     limit = ORDERS if kind == "biological" and not given else count
@@ -65,7 +65,8 @@ def foresee(
         progress(f"{number} of {len(named[:limit])} subtypes")
     if all(reply.error for reply in asking.replies if reply.subtype):
         what = "classes for the realm" if named else "subtypes of"
-        raise UserError(f"{model.id} named no {what} {name!r}: {asking.replies[-1].error}")
+        hint = " (its reply was cut: raise max_tokens)" if asking.replies[-1].cut else ""
+        raise UserError(f"{model.id} named no {what} {name!r}: {asking.replies[-1].error}{hint}")
 
     def read() -> tuple[Realm, parsing.Report]:
         return Realm.from_replies(name, kind, asking.replies, template=template, exclude=exclude)

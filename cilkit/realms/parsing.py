@@ -211,7 +211,9 @@ def parse_classes(
     if problems and (strict or not rows):
         raise problems[0]
     if not rows:
-        raise UserError(f"{where}: expected rows of {'; '.join(COLUMNS[kind])}, found none; ask again")
+        raise UserError(
+            f"{where}: expected rows of {'; '.join(COLUMNS[kind])}, or whole JSON objects, found none; ask again"
+        )
     return rows
 
 
