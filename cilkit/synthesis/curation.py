@@ -124,44 +124,26 @@ def _pieces(n: int, size: int) -> Iterator[np.ndarray]:
 def agreement_with_text(images: ImageSet, name: str, device: str = "cpu") -> np.ndarray:
     """Cosine of each image with "a photo of CLASS", float (n,), by a CLIP of transformers: a hub name or a folder."""
     import torch
+    from transformers import AutoConfig, AutoImageProcessor, CLIPVisionModelWithProjection
 
-    model, processor = _clip(name)
-    model, found = model.to(device).eval(), np.empty(len(images))
-    with torch.no_grad():
-        texts = []
-        for rows in _pieces(len(images.class_names), 256):
-            prompts = [f"a photo of {images.class_names[label]}" for label in rows]
-            words = _words(processor, prompts, model.config.text_config.max_position_embeddings, name)
-            texts.append(model.get_text_features(**words.to(device)).pooler_output)
-        text = torch.cat(texts)  # (classes, dim)
-        for rows in _pieces(len(images), 64):
-            shown = processor(images=list(images.read(rows)), return_tensors="pt").to(device)
-            own = text[torch.as_tensor(images.labels[rows], device=device)]
-            image = model.get_image_features(**shown).pooler_output  # (b, dim)
-            found[rows] = torch.cosine_similarity(image, own).cpu().numpy()
-    return found
+    from cilkit.realms.text_embedding import TextEncoder
 
-
-def _clip(name: str):
-    from transformers import AutoModel, AutoProcessor
-
+    text = TextEncoder(name, "a photo of {name}", device=device).embed(images.class_names)  # (classes, dim)
     try:
-        model, processor = AutoModel.from_pretrained(name), AutoProcessor.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name)
+        config.vision_config.projection_dim = config.projection_dim
+        model = CLIPVisionModelWithProjection.from_pretrained(name, config=config.vision_config).to(device).eval()
+        processor = AutoImageProcessor.from_pretrained(name)
     except Exception as error:  # the hub's client and damaged folders raise many unrelated classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"text_image {name!r} cannot be loaded ({reason}); give a CLIP's name or folder") from error
-    if not (hasattr(model, "get_text_features") and hasattr(model, "get_image_features")):
-        raise UserError(f"text_image {name!r} is a {type(model).__name__}, which does not compare images with texts")
-    return model, processor
-
-
-def _words(processor, prompts: list[str], limit: int, name: str):
-    """The texts as tokens; UserError for one that would be cut."""
-    words = processor(text=prompts, return_tensors="pt", padding=True)
-    if words["input_ids"].shape[1] > limit:
-        longest = max(prompts, key=lambda prompt: len(processor.tokenizer(prompt)["input_ids"]))
-        raise UserError(f"{longest!r} has more than the {limit} tokens that {name} reads; shorten the class's name")
-    return words
+        raise UserError(f"text_image {name!r} is no CLIP that can be loaded ({reason}); give another") from error
+    found = np.empty(len(images))
+    for rows in _pieces(len(images), 64):
+        shown = processor(images=list(images.read(rows)), return_tensors="pt").to(device)
+        with torch.no_grad():
+            seen = model(**shown).image_embeds.float().cpu().numpy()  # (b, dim)
+        found[rows] = (_unit(seen) * text[images.labels[rows]]).sum(axis=1)
+    return found
 
 
 class Decisions:
@@ -287,5 +269,5 @@ def _without_duplicates(scores: "pd.DataFrame", which: str, accepted: np.ndarray
 
 def rejected_by(table: "pd.DataFrame") -> dict[str, int]:
     """Images that `decided` leaves out, by reason; what people wrote about theirs is not told apart."""
-    reasons = table.loc[~table["keep"], "reason"].str.partition(": ")[0]
+    reasons = table.loc[~table["keep"], "reason"].map(lambda reason: reason.partition(": ")[0])
     return {reason: int(number) for reason, number in sorted(reasons.value_counts().items())}
