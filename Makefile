@@ -43,7 +43,7 @@ test-notebooks: .venv/.all
 	rm -rf "$(TEST_FOLDER)"
 	mkdir -p "$(TEST_FOLDER)"
 	$(BIN)/python -m tests.small_notebooks "$(TEST_FOLDER)/notebooks"
-	$(IN_TEST_FOLDER) $(BIN)/python -m pytest -p tests.dead_kernels -n 2 --dist loadfile \
+	$(IN_TEST_FOLDER) $(BIN)/python -m pytest -p tests.dead_kernels -p tests.live_endpoint -n 2 --dist loadfile \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS) "$(TEST_FOLDER)/notebooks"
 
 test-slow: .venv/.all

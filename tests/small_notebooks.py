@@ -1,7 +1,8 @@
 """Notebooks prepared with the small parameter files: `python -m tests.small_notebooks FOLDER`, before nbval runs them.
 
-`params/<notebook>/small/<name>.yaml` leads a notebook over a benchmark's real loader. What the loader reads is laid out
-here, a few made-up images in the form in which the real archive unpacks (`tests/layouts.py`).
+`params/<notebook>/small/<name>.yaml` leads a notebook over a real loader. What the loader reads is laid out here: a few
+made-up images in the form in which a benchmark's archive unpacks (`tests/layouts.py`), a language model or a diffusion
+pipeline of tiny random parts in the published formats (`tests/tiny_llm.py`, `tests/tiny_pipelines.py`).
 """
 
 import logging
@@ -14,8 +15,11 @@ from cilkit.workbook import parameters
 
 sys.path.insert(0, str(Path(__file__).parent))
 import layouts
+import tiny_llm
+import tiny_pipelines
 
 ROOT = Path(__file__).resolve().parents[1]
+MADE = "build/test/data/"  # where models are laid out
 
 
 def small_files() -> list[Path]:
@@ -29,6 +33,10 @@ def prepare(path: Path, folder: Path) -> Path:
     kind, _, place = values.get("benchmark", "").partition(":")
     if root := values.get("benchmark_options", {}).get("root") or (place if kind in ("folder", "hf") else ""):
         layouts.write(path.stem, ROOT / root)
+    if (place := values.get("llm", "").removeprefix("local:")).startswith(MADE):
+        tiny_llm.write(ROOT / place)
+    if (place := values.get("generator", "")).startswith(MADE):
+        tiny_pipelines.write(Path(place).name.removeprefix("tiny-"), ROOT / place)
     prepared = folder / f"{notebook.stem}-{path.stem}.ipynb"
     folder.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(notebook, prepared, values, prepare_only=True, progress_bar=False)

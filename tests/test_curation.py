@@ -255,3 +255,10 @@ def test_an_empty_file_of_decisions_is_no_decision(table, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert decided(table, {}, Decisions(tmp_path / "d.jsonl"))["keep"].all()
+
+
+def test_nothing_left_out_is_counted_as_nothing():
+    import pandas as pd
+
+    kept = pd.DataFrame({"image_id": ["a", "b"], "keep": [True, True], "reason": ["", ""]})
+    assert curation.rejected_by(kept) == {}

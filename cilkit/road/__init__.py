@@ -10,24 +10,33 @@ notebook before (`params/03_pretraining/foreseen.yaml`): then what that file des
 heavy is imported unless something has to be made.
 """
 
-from cilkit.road.foreseeing import foresee, without_overlap
+from cilkit.road.curating import curate, score
+from cilkit.road.described import images_of, realm_of
+from cilkit.road.foreseeing import correct, foresee, freeze, without_overlap
 from cilkit.road.inputs import from_params, parameters_of
 from cilkit.road.learning import compare, learn, probe, reference, run, stream
-from cilkit.road.painting import paint
+from cilkit.road.painting import paint, painter_of
 from cilkit.road.pretraining import Pretrained, pretrain
 
 __all__ = [
     "Pretrained",
     "compare",
+    "correct",
+    "curate",
     "foresee",
+    "freeze",
     "from_params",
+    "images_of",
     "learn",
     "paint",
+    "painter_of",
     "parameters_of",
     "pretrain",
     "probe",
+    "realm_of",
     "reference",
     "run",
+    "score",
     "stream",
     "without_overlap",
 ]

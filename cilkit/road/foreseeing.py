@@ -9,7 +9,7 @@ from typing import Any
 
 from cilkit import artifacts
 from cilkit.errors import UserError
-from cilkit.road.inputs import opener_of, upstream, with_artifact
+from cilkit.road.inputs import opener_of, placed, upstream, with_artifact
 
 VERSION = 2  # part of the key: raise it when the same parameters come to mean another payload
 
@@ -45,7 +45,7 @@ def foresee(
     from cilkit.realms.prompts import SUBTYPES
 
     if _is_path(realm):
-        return _read(Path(realm), classes)
+        return _read(Path(placed(realm)), classes)
     options = dict(llm_options or {})
     subtypes = subtypes if isinstance(subtypes, int) else list(subtypes)
     identity = _identity(realm, llm, options) | {"classes": classes, "kind": kind, "subtypes": subtypes}
@@ -54,7 +54,7 @@ def foresee(
     def make(work: artifacts.Work) -> None:
         foreseen, repairs = realms.foresee(
             realm,
-            llm,
+            _placed(llm),
             classes or None,
             kind or None,
             subtypes or SUBTYPES,
@@ -94,11 +94,16 @@ def correct(
 
 def freeze(realm, folder: str | Path) -> Path:
     """Write the realm to a folder for keeping (realm.json, realm.csv, replies/); `foresee(folder)` reads it back."""
-    realm, folder = upstream(realm, "realm"), Path(folder)
+    realm, folder = upstream(realm, "realm"), _in_the_repository(folder)
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / "realm.json").is_file())):
         raise UserError(f"{folder} holds something else than a realm; choose a new folder, or one with a realm.json")
     realm.save(folder)
     return folder
+
+
+def _in_the_repository(folder: str | Path) -> Path:
+    """A relative folder is meant from the repository's root, as in parameter files."""
+    return (artifacts.repository() or Path.cwd()) / Path(folder).expanduser()
 
 
 def without_overlap(realm, class_names: Sequence[str]):
@@ -131,7 +136,15 @@ def _identity(realm: str, llm: Any, options: Mapping[str, Any]) -> dict[str, Any
         return identity | {"llm": llm.id, "card": dict(getattr(llm, "card", {}))}
     if str(llm).startswith(("local:", "endpoint:")):
         return identity | {"llm": str(llm)}
-    return identity | {"replies": _digest_of(backend(llm, realm, **options).folder)}
+    return identity | {"replies": _digest_of(backend(_placed(llm), realm, **options).folder)}
+
+
+def _placed(llm: Any) -> Any:
+    """A folder of replies, or of a model on this machine, found from the repository too."""
+    if not isinstance(llm, (str, Path)):
+        return llm
+    family, colon, name = str(llm).rpartition("local:")
+    return f"{family}{colon}{placed(name)}"
 
 
 def _read(source: Path, classes: int):

@@ -109,6 +109,15 @@ def device_of(name: str):
     return device
 
 
+def placed(spec: str) -> str:
+    """The absolute path of what lies there from the working directory or the repository; any other text as it is."""
+    home = artifacts.repository()
+    for path in (Path(spec).expanduser(), *([home / spec] if home else [])) if "/" in spec else ():
+        if path.exists():
+            return str(path.absolute())
+    return spec
+
+
 def _notebook_of(path: Path) -> str:
     """The notebook whose parameters a file in `params/<notebook>/` or `params/<notebook>/small/` holds."""
     folder = path.parent.parent if path.parent.name == "small" else path.parent

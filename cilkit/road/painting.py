@@ -7,9 +7,20 @@ from collections.abc import Sequence
 
 from cilkit import artifacts
 from cilkit.progress import Progress
-from cilkit.road.inputs import device_of, opener_of, upstream, with_artifact
+from cilkit.road.inputs import device_of, opener_of, placed, upstream, with_artifact
 
 VERSION = 2  # part of the key: raise it when the same parameters come to mean another payload
+
+
+def painter_of(generator="embedded", **how):
+    """The generator of this name with these settings; "", 0 and -1 stand for its own. A folder may be named from the
+    repository."""
+    from cilkit.synthesis import load_generator
+
+    settings = {name: value for name, value in how.items() if value not in ("", 0, -1)}
+    if how.get("guidance") == 0:
+        settings["guidance"] = 0.0  # asked for: no guidance at all
+    return load_generator(placed(generator) if isinstance(generator, str) else generator, **settings)
 
 
 def paint(
@@ -47,15 +58,11 @@ def paint(
     device:     "auto", "cpu", "cuda" …
     """
     from cilkit.data.shards import open_set
-    from cilkit.synthesis import load_generator
 
     realm = upstream(realm, "realm")
-    asked = {"negative_prompt": negative_prompt, "steps": steps, "size": size, "scheduler": scheduler}
-    asked |= {"precision": precision, "fast": fast, "device": "" if device == "auto" else device}
-    settings = {name: value for name, value in asked.items() if value} | (
-        {"guidance": guidance} if guidance >= 0 else {}
-    )
-    painter = load_generator(generator, **settings)
+    how = {"negative_prompt": negative_prompt, "steps": steps, "guidance": guidance, "size": size}
+    how |= {"scheduler": scheduler, "precision": precision, "fast": fast}
+    painter = painter_of(generator, **how, device="" if device == "auto" else device)
     batch_size = batch_size or painter.settings["batch_size"]
     identity = {
         "generator": painter.id,

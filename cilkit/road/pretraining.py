@@ -71,7 +71,7 @@ def pretrain(
 
     images:             an image set, its artifact or a 02 parameter file; "": the images of `real` alone.
     arch:               a preset of `cilkit.architectures` or a timm name; `model_args` are laid over it.
-    without_classes_of: a benchmark whose own class names are left out of the images first, "" keeps all.
+    without_classes_of: a benchmark whose own classes are left out first, of painted and of real images; "" keeps all.
     leave_out:          further concepts to leave out, by name.
     shuffle_labels:     control arm: the same images with permuted labels.
     recipe, image_size: transforms and, for recipes that resize, pixels on a side (0: the architecture's own);
@@ -101,19 +101,20 @@ def pretrain(
 
     benchmark = benchmarks.load(real) if real else None
     inputs = {} if benchmark is None else {"real": benchmark.artifact}
-    if images == "" and benchmark is None:
-        raise UserError("there is nothing to train on: images and real are both empty; name one of them")
     if isinstance(images, str) and not images:
+        if benchmark is None:
+            raise UserError("there is nothing to train on: images and real are both empty; name one of them")
         images, mixed = benchmark.train, None
     else:
         images, mixed = upstream(images, "images"), benchmark and benchmark.train
         inputs["images"] = images.artifact
     keep = _kept(images, inputs.get("images"), without_classes_of, leave_out)
+    real_classes = [] if mixed is None else _kept(mixed, None, without_classes_of, ())
     weights = Weights(init or "none", arch, model_args, seed_init)
     if weights.inputs:
         inputs["init"] = weights.inputs["backbone"]
     chosen = {name: value for name, value in asdict(settings).items() if name not in ("arch", "model_args")}
-    identity = {**chosen, **weights.identity, "real": real, "classes": keep, "threads": threads}
+    identity = {**chosen, **weights.identity, "classes": keep, "real_classes": real_classes, "threads": threads}
 
     def make(work: artifacts.Work) -> None:
         from cilkit import backbones, pretraining
@@ -123,7 +124,7 @@ def pretrain(
                 images.keep_classes(keep),
                 settings,
                 network=weights.load(),
-                real=mixed,
+                real=mixed and mixed.keep_classes(real_classes),
                 device=device_of(device),
                 scratch=work.scratch,
                 tell=Pace(f"pre-training on {n_classes or len(keep)} classes"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
@@ -264,8 +265,9 @@ def _measure(generator: Generator | None):
 
 
 def _shortened(beginning: str, ending: str, measure, limit: int) -> tuple[str, str]:
-    """(what is kept, what is dropped): clauses, ended by ", ", go from the back until the prompt fits."""
-    kept, dropped = beginning.split(", "), []
-    while len(kept) > 1 and measure([joined(", ".join(kept), ending)])[0] > limit:
-        dropped.insert(0, kept.pop())
-    return ", ".join(kept), ", ".join(dropped)
+    """(what is kept, what is dropped): clauses, ended by ", " or ": ", go from the back until the prompt fits."""
+    pieces = re.split("(, |: )", beginning)  # clause, separator, clause …
+    while len(pieces) > 1 and measure([joined("".join(pieces), ending)])[0] > limit:
+        del pieces[-2:]
+    kept = "".join(pieces)
+    return kept, beginning[len(kept) + 2 :]
