@@ -30,7 +30,8 @@ def alone(plan, tmp_path_factory):
 
 
 @pytest.mark.slow  # Ray takes ten seconds and more to start
-def test_one_of_two_ray_workers_killed_gives_the_same_bytes(plan, alone, tmp_path):
+def test_one_of_two_ray_workers_killed_gives_the_same_bytes(plan, alone, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     ray = pytest.importorskip("ray", reason="the extra [scale] is not installed")
     killed = []
 

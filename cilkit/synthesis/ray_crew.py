@@ -5,6 +5,7 @@ with an actor, a machine or the driver.
 """
 
 import math
+import os
 from collections.abc import Iterator
 
 from cilkit.errors import UserError
@@ -89,6 +90,7 @@ def _ray():
 
 
 def _connect(ray, address: str) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers
     try:
         ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=False)
     except Exception as error:  # a client raises many unrelated classes

@@ -14,8 +14,11 @@ from cilkit.synthesis.crew import describe
 from cilkit.synthesis.job import Job, work
 
 
-def main(folder: str, tied: bool) -> None:
-    """Paint until no shard is left. Answers in lines of JSON: {"images": painted now} or {"error": why it ends}."""
+def main(folder: str, tied: bool) -> int:
+    """Paint until no shard is left. Answers in lines of JSON: {"images": painted now} or {"error": why it ends}.
+
+    Returns the exit status.
+    """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print goes to the log, not among the answers
     if tied:
@@ -26,6 +29,8 @@ def main(folder: str, tied: bool) -> None:
             print(json.dumps({"images": images}), file=answers)
     except Exception as error:  # the parent decides what it means
         print(json.dumps(describe(error)), file=answers)
+        return 1
+    return 0
 
 
 def _end_with_parent() -> None:
@@ -34,4 +39,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], "--tied" in sys.argv)
+    sys.exit(main(sys.argv[1], "--tied" in sys.argv))

@@ -89,8 +89,10 @@ class Writer:
 
     def flush(self) -> None:
         """Wait until everything handed in is on the disk."""
-        self._keeping.wait()
-        self._assembling.wait()
+        try:
+            self._keeping.wait()
+        finally:
+            self._assembling.wait()
 
     def _keep(self, file: Path, images: np.ndarray, rows: "pd.DataFrame") -> None:
         height, width = images.shape[1:3]
