@@ -170,6 +170,11 @@ def test_image_to_image_begins_with_an_image_of_the_same_class(folders, start, k
     assert generator.digest != load_generator(folders(kind), **FEW).digest
 
 
+def test_image_to_image_without_start_images_says_what_it_needs(folders):
+    with pytest.raises(UserError, match="sd-img2img paints over images; name an image set"):
+        load_generator(folders("sd-img2img"), **FEW).check(["dark"])
+
+
 def test_start_images_are_square_of_the_class_and_chosen_by_the_seed(start):
     images = pipelines.StartImages(str(start))
     picked = images.of(["dark"] * 3 + ["bright"], [0, 1, 3, 0], 32)

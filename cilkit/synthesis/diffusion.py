@@ -94,9 +94,10 @@ class Diffusion:
     @property
     def conditioning(self) -> str:
         """What an image follows besides noise: "text", "image" (and text), or "class"."""
-        if "id2label" in self.index or self.index.get("_class_name") == "DiTPipeline":
+        kind = self.index.get("_class_name", "")
+        if "id2label" in self.index or kind == "DiTPipeline":
             return "class"
-        return "image" if self.options["start"] else "text"
+        return "image" if self.options["start"] or "Img2Img" in kind else "text"
 
     @cached_property
     def classes(self) -> dict[str, int]:
@@ -108,7 +109,7 @@ class Diffusion:
         """The classes that it can paint; None: any."""
         if self.conditioning == "class":
             return self.classes
-        return self._start.classes if self.options["start"] else None
+        return self._start.classes if self.conditioning == "image" else None
 
     @cached_property
     def licence(self) -> str:
@@ -189,6 +190,8 @@ class Diffusion:
 
     @cached_property
     def _start(self) -> pipelines.StartImages:
+        if not self.options["start"]:
+            raise UserError(f"{self.id} paints over images; name an image set with the same classes as start")
         return pipelines.StartImages(self.options["start"])
 
     @cached_property
@@ -289,7 +292,7 @@ class Diffusion:
         }
         if self.conditioning == "class":
             return arguments | {"class_labels": [self.classes[name] for name in concepts]}
-        if asked["start"]:
+        if self.conditioning == "image":
             arguments |= {"image": self._start.of(concepts, seeds, self.size), "strength": asked["strength"]}
         if asked["guidance_until"] < 1 and asked["guidance"] > 1:
             arguments |= pipelines.end_guidance(self.pipeline, asked["guidance_until"])
