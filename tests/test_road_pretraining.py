@@ -71,6 +71,12 @@ def test_subsets_and_their_classes_are_reported(images, backbone):
     assert other.artifact.key != small.artifact.key and backbone.report["images"] == 72
 
 
+def digits_of(benchmark: str) -> list[str]:
+    from cilkit.data import benchmarks
+
+    return benchmarks.class_names(benchmark)
+
+
 def test_real_images_beside_painted_ones_and_alone(images):
     small = {"recipe": "timm", "image_size": 16, **TINY, **ONCE}  # the two sets differ in size
     mixed = cilkit.pretrain(images, real="digits", real_share=0.25, **small)
@@ -80,6 +86,9 @@ def test_real_images_beside_painted_ones_and_alone(images):
     )
     digits = [name for name in mixed.report["classes"] if name.startswith("digit")]
     assert len(digits) == len(set(digits)) == 10  # merged where the realm has them
+    assert mixed.artifact.identity["real_classes"] == digits_of("digits")
+    with pytest.raises(UserError, match="^0 of 10 classes are left"):  # what the stream will bring is left out of both
+        cilkit.pretrain(images, real="digits", without_classes_of="digits_photo", **small)
     alone = cilkit.pretrain("", real="digits", n_classes=3, per_class=10, **small)
     assert alone.report["images"] == 30 and len(alone.report["classes"]) == 3 and "real_images" not in alone.report
     assert set(alone.artifact.inputs) == {"real"}
