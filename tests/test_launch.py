@@ -198,6 +198,25 @@ def test_gpus_are_asked_for_one_a_process(monkeypatch):
         launch.demand_devices(2, torch.device("cuda:1"))
 
 
+def test_on_gpus_a_process_takes_its_own_and_they_speak_nccl(tmp_path, monkeypatch):
+    """As far as it goes without one."""
+    said = []
+
+    def begin(*arguments, **named):
+        said.append((arguments, named))
+        raise UserError("far enough")
+
+    monkeypatch.setattr(torch.cuda, "set_device", said.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", begin)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    artifacts.write_json(tmp_path / launch.JOB, {"device": "cuda", "threads": torch.get_num_threads()})
+    with pytest.raises(UserError, match="far enough"):
+        rank.run(tmp_path, 1, 2)
+    assert said == [torch.device("cuda", 1), (("nccl",), {"rank": 1, "world_size": 2})]
+    run = launch.command(4, tmp_path)
+    assert "--nproc-per-node=4" in run and run[-2:] == ["cilkit.pretraining.rank", str(tmp_path)]
+
+
 def test_a_set_is_opened_elsewhere_as_it_was(tmp_path):
     from cilkit.data import shards
 

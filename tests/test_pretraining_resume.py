@@ -15,7 +15,7 @@ from cilkit.pretraining import checkpoint
 
 SETTINGS = {
     "arch": "vit_tiny_patch16_224", "model_args": {**VIT, "drop_path_rate": 0.2, "proj_drop_rate": 0.1},
-    "epochs": 3, "batch_size": 16, "held_out": 0.25, "recipe": "digits", "lr": 5e-3,
+    "epochs": 2, "batch_size": 16, "held_out": 0.25, "recipe": "digits", "lr": 5e-3,
 }  # fmt: skip
 
 
@@ -37,8 +37,7 @@ def whole():
     return made
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
-@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("streamed", "optimiser"), [(False, "adamw"), (True, "sgd")])
 def test_interrupted_after_any_batch_it_ends_in_the_same_bytes(tmp_path, monkeypatch, streamed, optimiser):
     whole, report = pretraining.pretrain(**mixed(), optimiser=optimiser)
     write, written = checkpoint.save, []
@@ -55,7 +54,7 @@ def test_interrupted_after_any_batch_it_ends_in_the_same_bytes(tmp_path, monkeyp
             break
         except KeyboardInterrupt:
             continue
-    assert written == [1, 2, 3, 4, 0] * 3  # 64 images an epoch: every batch was a stop, and every end of an epoch
+    assert written == [1, 2, 3, 4, 0] * 2  # 64 images an epoch: every batch was a stop, and every end of an epoch
     assert again == report and bytes_of(resumed) == bytes_of(whole)
 
 
