@@ -1,4 +1,4 @@
-"""`cilkit run | report | doctor | verify`, for people and make. Bad input is one sentence, without a traceback."""
+"""`cilkit run | report | doctor | verify | export`, for people and make. Bad input is one sentence, no traceback."""
 
 import argparse
 import errno
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cilkit", description="Runs the workbook's notebooks and builds its report.")
-    commands = parser.add_subparsers(required=True, metavar="run | report | doctor | verify")
+    commands = parser.add_subparsers(required=True, metavar="run | report | doctor | verify | export")
 
     run = commands.add_parser("run", help="execute one notebook with checked parameters")
     run.add_argument("notebook", type=Path)
@@ -51,8 +51,19 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--again", action="store_true", help="run also what is unchanged")
     report.set_defaults(call=_report)
 
-    doctor = commands.add_parser("doctor", help="what this installation is, and where it differs from the lock")
+    doctor = commands.add_parser(
+        "doctor",
+        help="what differs in this installation from the lock; or what is wrong with an image set",
+    )
+    doctor.add_argument("images", nargs="?", help="an image set to examine: stage/key, or a folder of shards")
+    doctor.add_argument("--rebuild", action="store_true", help="write its manifest anew from the rows in its shards")
     doctor.set_defaults(call=_doctor)
+
+    export = commands.add_parser("export", help="give an image set to other programs")
+    export.add_argument("images", help="stage/key, a folder, or a parameter file of notebook 02")
+    export.add_argument("form", choices=("imagefolder", "huggingface", "parquet", "webdataset"))
+    export.add_argument("target", type=Path, help="a new folder; of webdataset the pattern of its tars, out/%%06d.tar")
+    export.set_defaults(call=_export)
 
     verify = commands.add_parser("verify", help="hash artifacts again")
     verify.add_argument("artifact", nargs="*", help="stage/key or a folder; default: all")
@@ -106,8 +117,42 @@ def _report(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from cilkit.workbook.doctor import findings
 
+    if options.images:
+        return _examine(options)
+    if options.rebuild:
+        raise UserError("--rebuild needs an image set: cilkit doctor images/3f2a91 --rebuild")
     for line in findings():
         print(line)
+    return 0
+
+
+def _examine(options: argparse.Namespace) -> int:
+    from cilkit import artifacts
+    from cilkit.data import repair
+
+    is_folder = Path(options.images).is_dir()
+    folder = Path(options.images) if is_folder else artifacts.open_artifact(options.images).path
+    if options.rebuild:
+        print(f"{repair.rebuild(folder)} was written from the shards")
+    found = repair.examine(folder)
+    for finding in found:
+        print(f"! {finding}")
+    print(f"{folder}: {len(found) or 'no'} findings")
+    return int(bool(found))
+
+
+def _export(options: argparse.Namespace) -> int:
+    from cilkit.road.inputs import upstream
+    from cilkit.synthesis import export
+
+    images = upstream(options.images, "images")
+    if options.form == "imagefolder":
+        export.to_imagefolder(images, options.target)
+    elif options.form == "webdataset":
+        export.to_webdataset(images, options.target)
+    else:
+        export.to_huggingface(images, options.target, "disk" if options.form == "huggingface" else "parquet")
+    print(f"{len(images)} images of {len(images.class_names)} classes: {options.target}")
     return 0
 
 

@@ -258,7 +258,5 @@ def test_an_empty_file_of_decisions_is_no_decision(table, tmp_path):
 
 
 def test_nothing_left_out_is_counted_as_nothing():
-    import pandas as pd
-
     kept = pd.DataFrame({"image_id": ["a", "b"], "keep": [True, True], "reason": ["", ""]})
-    assert curation.rejected_by(kept) == {}
+    assert rejected_by(kept) == {}

@@ -10,7 +10,7 @@ from typing import Any
 
 from cilkit import artifacts
 from cilkit.errors import UserError
-from cilkit.road.inputs import device_of, input_of, threads_set_to, upstream, with_artifact
+from cilkit.road.inputs import device_of, input_of, placed, threads_set_to, upstream, with_artifact
 
 VERSION = 1  # part of the key: raise it when the same parameters come to mean another payload
 KEEP, SCORES = "keep.parquet", "scores.parquet"
@@ -67,6 +67,7 @@ def curate(
     curation.check_rules(rules)
     if "agreement" in rules and not (backbone or text_image):
         raise UserError("the rule agreement needs somebody who judges it; give a backbone or text_image")
+    decisions = placed(decisions)
     if decisions and not Path(decisions).is_file():
         raise UserError(f"there is no file of decisions at {decisions!r}; check its path, or give ''")
     by_hand = curation.Decisions(decisions) if decisions else None

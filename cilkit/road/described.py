@@ -28,10 +28,19 @@ def realm_of(
 
 
 @verb_of("02_image_synthesis")
-def images_of(rules: Mapping[str, Any] | None = None, decisions: str = "", **painted: Any):
+def images_of(
+    rules: Mapping[str, Any] | None = None,
+    decisions: str = "",
+    features: str = "",
+    text_image: str = "",
+    benchmark: str = "",
+    **painted: Any,
+):
     """The painted images; where the file has rules or decisions, those that are kept."""
     images = _called(paint, painted)
-    return curate(images, rules or {}, decisions) if rules or decisions else images
+    if not (rules or decisions):
+        return images
+    return curate(images, rules or {}, decisions, features, text_image, [benchmark] if benchmark else [])
 
 
 def _called(verb: Callable, values: Mapping[str, Any]) -> Any:

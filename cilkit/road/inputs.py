@@ -46,8 +46,10 @@ def from_params(path: str | Path, **changes: Any) -> Any:
 
 def upstream(spec: Any, stage: str) -> Any:
     """The object of the verb before, for what a person wrote: itself, an artifact, its name or folder, a YAML file."""
-    if hasattr(spec, "artifact"):
+    if getattr(spec, "artifact", None) is not None:
         artifact = spec.artifact
+    elif hasattr(spec, "artifact"):
+        raise UserError(f"{spec!r} is a part of an artifact, which is none itself; give the whole one, or curate it")
     elif isinstance(spec, Artifact):
         artifact = spec
     elif str(spec).endswith((".yaml", ".yml")):
