@@ -3,7 +3,8 @@
 Several processes share every batch. They draw the chance of the whole batch alike, prepare their own images of it, and
 average gradients over the whole batch: what one process computes, up to rounding. Batch normalisation: on GPUs its
 statistics are the whole batch's too (SyncBatchNorm); on a CPU, where torch has none, each process normalises its own
-part, and the running statistics are the first process's.
+part, and the running statistics are the first process's. Where a last batch has fewer images than there are processes,
+idle ones pass an image that counts in these statistics only.
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ class Trainer:
         def made(cut: np.ndarray) -> Batch:
             rows = crew.rows(len(cut))
             counted = len(rows)
-            rows = rows if counted else np.zeros(1, np.int64)  # fewer images than processes: one that does not count
+            rows = rows if counted else np.zeros(1, np.int64)  # none left: one that does not count
             chance = generator if crew.size == 1 else draws.Share(generator, len(cut), rows)
             pixels = self.recipe.train(images.read(cut[rows], self.recipe.shortest), chance, device)
             labels = torch.from_numpy(images.labels[cut[rows]]).to(device)
