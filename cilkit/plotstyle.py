@@ -30,6 +30,7 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # a "$" in a model's class name is a dollar
 }
 
 

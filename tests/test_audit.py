@@ -3,14 +3,15 @@
 import csv
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cilkit.errors import UserError
-from cilkit.realms import Realm, Report, audit, overlap
-from cilkit.realms.audit import synonyms_of, words
+from cilkit.realms import Realm, Reply, Report, audit, overlap
+from cilkit.realms.audit import words
 from cilkit.realms.parsing import Row
 from cilkit.realms.text_embedding import NGrams, TextEncoder, likeness
 
@@ -111,20 +112,19 @@ def test_n_grams_compare_letters_and_are_called_so(birds):
     assert isinstance(likeness("n-grams"), NGrams)
 
 
-def test_a_dropped_synonym_is_a_name_of_the_kept_concept():
-    rows = [
-        Row("a", "Black-necked Grebe", "x", "Podiceps nigricollis", "line 1"),
-        Row("a", "Eared Grebe", "x", "Podiceps nigricollis", "line 2"),
-    ]
-    from cilkit.realms.names import merged
-
-    report = Report()
-    realm = Realm.from_rows("birds", "biological", merged(rows, report))
-    assert synonyms_of(realm, report) == {"Black-necked Grebe": ["Eared Grebe"]}
-    assert overlap(realm, ["Eared Grebe"]) == []
-    assert overlap(realm, ["Eared Grebe"], synonyms=synonyms_of(realm, report)) == ["Black-necked Grebe"]
-    table = audit(realm, ["Eared_Grebe"], synonyms=synonyms_of(realm, report))
-    assert table[["concept", "match"]].to_numpy().tolist() == [["Black-necked Grebe", "normalised"]]
+def test_a_dropped_synonym_is_a_name_of_the_kept_concept(tmp_path):
+    table = "item_id; species_latin_name; species_common_name; species_description\n"
+    table += "1; Podiceps nigricollis; Black-necked Grebe; Small.\n2; Podiceps nigricollis; Eared Grebe; Red eye.\n"
+    realm = Realm.from_replies("birds", "biological", [Reply("grebes", (), table, "a file")])[0]
+    assert realm.synonyms == {"Black-necked Grebe": ["Eared Grebe"]}
+    realm.save(tmp_path)
+    for known in (realm, Realm.load(tmp_path)):
+        assert overlap(known, ["Eared Grebe"]) == ["Black-necked Grebe"]
+        table = audit(known, ["Eared_Grebe"])
+        assert table[["concept", "match"]].to_numpy().tolist() == [["Black-necked Grebe", "normalised"]]
+    without = replace(realm, synonyms={})
+    assert overlap(without, ["Eared Grebe"]) == []
+    assert realm.corrected(rename={"Black-necked Grebe": "Grebe"}).synonyms == {"Grebe": ["Eared Grebe"]}
 
 
 def write_encoder(folder: Path, kind: str) -> None:
@@ -255,10 +255,10 @@ class TestPublishedLists:
 
     def test_51_of_food_101(self, realms, lists):
         """The list at hand lacks one of the 101 names, waffles, which is foreseen as well: 50 + 1."""
-        food, report = realms["food"]
+        food = realms["food"][0]
         names = lists["c3box_food101"]
         assert len(names) == 100 and "waffles" not in names
-        table = audit(food, [*names, "waffles"], synonyms=synonyms_of(food, report))
+        table = audit(food, [*names, "waffles"])
         assert table["match"].isin(["exact", "normalised"]).sum() == 51
         assert table.set_index("class")["match"]["cup cakes"] == "fuzzy", "written apart: not the same words"
 
@@ -266,12 +266,11 @@ class TestPublishedLists:
     def test_34_of_cub_200(self, realms, lists, spelling):
         """32 of them by the kept names; the horned and the eared grebe stand in rows dropped as the Slavonian and the
         black-necked one's repetition."""
-        birds, report = realms["birds"]
-        plain, synonyms = overlap(birds, lists[spelling]), synonyms_of(birds, report)
-        found = overlap(birds, lists[spelling], synonyms=synonyms)
+        birds = realms["birds"][0]
+        plain, found = (overlap(one, lists[spelling]) for one in (replace(birds, synonyms={}), birds))
         assert (len(plain), len(found)) == (32, 34)
         assert set(found) - set(plain) == {"Slavonian Grebe", "Black-necked Grebe"}
-        assert not overlap(birds.without(found), lists[spelling], synonyms=synonyms)
+        assert not overlap(birds.without(found), lists[spelling])
 
     def test_n_grams_on_the_lists_are_hints_only(self, realms, lists):
         """At the default threshold: near in spelling, and none of them the same class."""

@@ -314,3 +314,7 @@ def test_journal_finds_by_messages_and_replaces(tmp_path):
     for kept in (journal, Journal(tmp_path)):
         assert [reply.text for reply in kept.replies] == ["a", "b"] and kept.find(messages).error == "bad"
     assert Journal().find(messages) is None
+
+
+def test_a_kept_realm_is_found_however_its_name_is_written():
+    assert foresee("Common Objects")[0].concept_names == foresee("common objects")[0].concept_names

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cilkit.errors import UserError
-from cilkit.realms.names import normal, species
-from cilkit.realms.parsing import Report
+from cilkit.realms.names import normal
 from cilkit.realms.realm import Concept, Realm
 from cilkit.realms.text_embedding import Likeness, likeness
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 MATCHES = ("exact", "normalised", "containment", "fuzzy", "embedding", "n-grams", "none")  # best first
 FUZZY = 0.85  # least similarity (difflib ratio) that counts as a fuzzy match: our decision
 SAME = ("exact", "normalised")  # the kinds of match that mean the same class
-SYNONYMS = ("repeated scientific name", "scientific synonym")  # repairs that drop another name of a kept concept
 
 
 def words(name: str) -> tuple[str, ...]:
@@ -45,7 +43,6 @@ def audit(
     class_names: Sequence[str],
     encoder: str | Likeness = "",
     threshold: float | None = None,
-    synonyms: Mapping[str, Sequence[str]] | None = None,
 ) -> pd.DataFrame:
     """For every benchmark class the concept nearest to it: DataFrame class, concept, match, score (0 to 1).
 
@@ -54,11 +51,10 @@ def audit(
     as well.
     encoder: compares the classes that nothing else matched: a text encoder of transformers (hub name or folder), or
     "n-grams", which needs no model; "" for no such comparison. threshold: its least cosine (None: the encoder's own).
-    synonyms: further names of concepts, concept name -> names (see `synonyms_of`).
     """
     import pandas as pd
 
-    others = [(concept.name, name) for concept in realm.concepts for name in _names(concept, synonyms)]
+    others = [(concept.name, name) for concept in realm.concepts for name in _names(concept, realm)]
     found = _nearest([[name] for name in class_names], others, encoder, threshold)
     table = pd.DataFrame(found, columns=["match", "score", "concept"]).round({"score": 3})
     table.insert(0, "class", list(class_names))
@@ -71,7 +67,6 @@ def overlap(
     kinds: Iterable[str] = SAME,
     encoder: str | Likeness = "",
     threshold: float | None = None,
-    synonyms: Mapping[str, Sequence[str]] | None = None,
 ) -> list[str]:
     """Names of the concepts whose best match among the benchmark's classes is one of these kinds; in the realm's order.
 
@@ -80,28 +75,14 @@ def overlap(
     kinds = set(kinds)
     for kind in sorted(kinds - set(MATCHES)):
         raise UserError(f"kind of match {kind!r} is unknown; expected some of {', '.join(MATCHES)}")
-    askers = [_names(concept, synonyms) for concept in realm.concepts]
+    askers = [_names(concept, realm) for concept in realm.concepts]
     found = _nearest(askers, [(name, name) for name in class_names], encoder, threshold)
     return [concept.name for concept, (match, _, _) in zip(realm.concepts, found, strict=True) if match in kinds]
 
 
-def synonyms_of(realm: Realm, report: Report) -> dict[str, list[str]]:
-    """The common names that were dropped because a kept concept bears the scientific name: concept name -> names.
-
-    Premonition's birds list one species as Black-necked and as Eared Grebe. The second row is left out here, but the
-    class was foreseen under both names.
-    """
-    kept = {species(concept.scientific_name): concept.name for concept in realm.concepts if concept.scientific_name}
-    found: dict[str, list[str]] = {}
-    for repair in report.repairs:
-        label = re.fullmatch(r"(.+) \((.+?)\)", repair.before) if repair.what in SYNONYMS else None
-        if label and species(label[2]) in kept:
-            found.setdefault(kept[species(label[2])], []).append(label[1])
-    return found
-
-
-def _names(concept: Concept, synonyms: Mapping[str, Sequence[str]] | None) -> list[str]:
-    return [name for name in (concept.name, concept.scientific_name, *(synonyms or {}).get(concept.name, ())) if name]
+def _names(concept: Concept, realm: Realm) -> list[str]:
+    """Its name, its scientific name, and the names of rows that were dropped as its repetition."""
+    return [name for name in (concept.name, concept.scientific_name, *realm.synonyms.get(concept.name, ())) if name]
 
 
 Match = tuple[str, float, str]  # kind, score, what was found ("" for "none")

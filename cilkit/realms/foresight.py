@@ -7,10 +7,10 @@ from typing import Any
 from cilkit.errors import UserError
 from cilkit.progress import Progress
 from cilkit.realms import parsing, prompts
-from cilkit.realms.backends import LanguageModel, NoReply, Replayed, backend
+from cilkit.realms.backends import LanguageModel, NoReply, Replayed, backend, kept_realms
 from cilkit.realms.journal import Journal
 from cilkit.realms.names import canonical
-from cilkit.realms.realm import Realm, Reply
+from cilkit.realms.realm import Realm, Reply, slug
 
 ORDERS = 200  # most subtypes that are asked where no number was: birds have 44 orders; our decision
 
@@ -47,6 +47,8 @@ def foresee(
     journal: keeps every reply as it arrives; what it holds already is not asked again, but for the last attempt of a
     question that was given up.
     """
+    if llm == "replayed":
+        name = next((kept for kept in kept_realms() if slug(kept) == slug(name)), name)  # "Birds" are the kept "birds"
     kind = kind or prompts.kind_of(name)
     if template:
         prompts.check_template(template)

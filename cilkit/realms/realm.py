@@ -55,6 +55,7 @@ class Realm:
     concepts: tuple[Concept, ...]
     replies: tuple[Reply, ...] = field(default=(), repr=False)
     template: str = ""  # "": the paper's
+    synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)  # names dropped as a repetition
 
     def __post_init__(self):
         if self.kind not in prompts.KINDS:
@@ -105,7 +106,9 @@ class Realm:
     def _of(self, concepts: Sequence[Concept]) -> "Realm":
         present = {concept.subtype for concept in concepts}
         subtypes = tuple(subtype for subtype in self.subtypes if subtype in present)
-        return replace(self, subtypes=subtypes, concepts=tuple(concepts))
+        named = {concept.name for concept in concepts}
+        synonyms = {name: also for name, also in self.synonyms.items() if name in named}
+        return replace(self, subtypes=subtypes, concepts=tuple(concepts), synonyms=synonyms)
 
     def corrected(
         self,
@@ -140,8 +143,9 @@ class Realm:
                 new = replace(concept, name=name, description=text)
                 concepts.append(concept if new == concept else replace(new, prompt=self._prompt(new, concept)))
         concepts += [replace(new, prompt=self._prompt(new)) for new in map(_concept_of, add)]
-        extended = replace(self, subtypes=tuple(dict.fromkeys([*self.subtypes, *(one.subtype for one in concepts)])))
-        return extended._of(concepts)
+        subtypes = tuple(dict.fromkeys([*self.subtypes, *(one.subtype for one in concepts)]))
+        synonyms = {renamed.get(parsing.normal(name), name): also for name, also in self.synonyms.items()}
+        return replace(self, subtypes=subtypes, synonyms=synonyms)._of(concepts)
 
     def _prompt(self, concept: Concept, before: Concept | None = None) -> str:
         """By the template; in a free realm without one the words of the old prompt are exchanged."""
@@ -181,7 +185,9 @@ class Realm:
         for subtype in dict.fromkeys(reply.subtype for reply in replies):
             if subtype not in answered:
                 report.add(name, "subtype left out", subtype)
-        return cls.from_rows(name, kind, names.merged(rows, report, exclude), replies, template), report
+        rows = names.merged(rows, report, exclude)
+        realm = cls.from_rows(name, kind, rows, replies, template)
+        return replace(realm, synonyms=names.synonyms_of(rows, report)), report
 
     @classmethod
     def from_rows(
@@ -203,6 +209,7 @@ class Realm:
             write_reply(folder, number, reply)
         atomic_write(folder / "realm.csv", tables.write_table(self.concepts))
         card = {"format": FORMAT, "name": self.name, "kind": self.kind, "template": self.template}
+        card |= {"synonyms": self.synonyms} if self.synonyms else {}
         write_json(folder / "realm.json", card | {"prompts_version": prompts.VERSION})
 
     @classmethod
@@ -223,7 +230,7 @@ class Realm:
         replies, files = _listed_replies(card, header) if "replies" in header else read_replies(folder)
         if "replies" not in header and (folder / "realm.csv").exists():
             realm = _from_table(folder / "realm.csv", header["name"], header["kind"], report)
-            return replace(realm, replies=tuple(replies), template=template)
+            return replace(realm, replies=tuple(replies), template=template, synonyms=header.get("synonyms", {}))
         if not replies:
             raise UserError(f"{card} has no replies, and neither realm.csv nor replies/*.json lies beside it; add one")
         realm, found = cls.from_replies(header["name"], header["kind"], replies, files, template, strict=True)
@@ -235,7 +242,7 @@ def _from_table(path: Path, name: str, kind: str | None, report: parsing.Report)
     form, table = tables.read_table(path)
     if form != "own":
         rows = names.merged(tables.published_rows(form, table, report), report)
-        return Realm.from_rows(name, kind or form, rows)
+        return replace(Realm.from_rows(name, kind or form, rows), synonyms=names.synonyms_of(rows, report))
     for where, record in table:
         if not record["name"].strip() or not record["prompt"].strip():
             raise UserError(f"{where}: expected a name and a prompt, found an empty field; correct the line")

@@ -128,14 +128,15 @@ def open_realm(artifact: artifacts.Artifact):
 
 
 def _identity(realm: str, llm: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Who is asked what. Kept replies count by their content, a live model by name and options."""
+    """Who is asked what. Kept replies and a model in a folder count by their content, other live models by name."""
     from cilkit.realms.backends import EXECUTION, backend
 
     identity = {"realm": realm, "options": {key: value for key, value in options.items() if key not in EXECUTION}}
     if not isinstance(llm, (str, Path)):
         return identity | {"llm": llm.id, "card": dict(getattr(llm, "card", {}))}
     if str(llm).startswith(("local:", "endpoint:")):
-        return identity | {"llm": str(llm)}
+        in_folder = Path(_placed(llm).removeprefix("local:")).is_dir()
+        return identity | {"llm": backend(_placed(llm), realm, **options).id if in_folder else str(llm)}
     return identity | {"replies": _digest_of(backend(_placed(llm), realm, **options).folder)}
 
 
