@@ -8,6 +8,7 @@ from pathlib import Path
 import layouts
 import numpy as np
 import pytest
+import timm
 import yaml
 
 import cilkit
@@ -164,11 +165,16 @@ def test_every_combination_of_a_sweep_is_what_its_notebook_and_learners_take(pat
         changes, notes = parameters.check(declared, dict(zip(sweep["axes"], combination, strict=True)))
         values = parameters_of(HOME / sweep["params"], **changes)
         assert notes == []
-        for name in values["learners"]:
+        for name in values.get("learners", ()):
             learners.settings(name, presets.hyper(name, values))
-        spec = values["backbone"]
+        spec = values.get("backbone", "none")
         exists = spec.endswith(".yaml") and (HOME / spec).is_file()
-        assert exists or spec == "none" or spec.partition(":")[0] in architectures.WEIGHTS, spec
+        known = spec == "none" or spec.partition(":")[0] in architectures.WEIGHTS or is_model_with_weights(spec)
+        assert exists or known, spec
+
+
+def is_model_with_weights(name):
+    return name in timm.list_pretrained(name.partition(".")[0] + ".*")
 
 
 def test_the_sweep_has_every_paradigm_once():
