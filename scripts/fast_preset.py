@@ -1,6 +1,6 @@
 """Measure declared fast presets of the embedded generator: what they gain, and what they lose.
 
-    python scripts/fast_preset.py [--per-class 40] [--seconds 8] [--judge 6000]
+    python scripts/fast_preset.py [--per-class 40] [--only NAME] [--seconds 4] [--judge 8000]
 
 Agreement is the share of painted digits that a classifier of REAL digits (scripts/check_generator.py's) recognises as
 the digit in their prompt. Each candidate paints the same prompts from the same seeds as the full setting (the paper's
@@ -9,7 +9,8 @@ Speed is that of the straightforward published-style loop (one prompt a call, 20
 call, PNG files saved inline) at the full setting, against painting through cilkit with the candidate's settings.
 Both in processor seconds of one thread, PNG files included, so that a busy machine distorts them less.
 A candidate may be declared fast if it paints at least 4 times the images and its agreement is within 2 points.
-One thread; about 5 minutes on a free core (--per-class 80: 8). Prints a table, then one line of JSON about the preset in cilkit/assets/generators.yaml.
+One thread, about 5 minutes on a free core. Prints a table, then one line of JSON about the declared preset, `embedded`
+in cilkit/assets/generators.yaml.
 """
 
 import argparse
@@ -113,7 +114,7 @@ def speeds(reference, generator, prompts: list[str], seconds: float) -> tuple[fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--per-class", type=int, default=40, help="painted images of each of the ten digits")
-    parser.add_argument("--seconds", type=float, default=8, help="how long each speed is measured")
+    parser.add_argument("--seconds", type=float, default=4, help="how long each speed is measured")
     parser.add_argument("--judge", type=int, default=8000, help="real digits that the classifier learns")
     parser.add_argument(
         "--only", default="", help="measure those candidates alone whose name holds this, and the preset"
