@@ -17,6 +17,7 @@ from cilkit.data.shards import open_set
 from cilkit.errors import Stopped, UserError
 from cilkit.realms import foresee
 from cilkit.synthesis import crew, make_plan, paint_plan, plan_hash
+from cilkit.synthesis.job import Brush
 from cilkit.synthesis.plan import write_plan
 
 PACKAGE = Path(artifacts.__file__).resolve().parent.parent
@@ -245,6 +246,12 @@ def test_memory_is_asked_before_painting_and_none_at_all_is_one_sentence(plan, t
     assert painter.calls == 2 * 16 and painter.painted == 63  # no call was refused
     with pytest.raises(UserError, match="not even one image of squares at 8 pixels fits"):
         paint_plan(plan, Squares(room=0), tmp_path / "none")
+
+
+def test_a_short_batch_sets_no_limit_for_the_next(plan):
+    brush = Brush(painter := Squares())
+    assert [brush.paint(plan.head(n))[1]["batch_size"].tolist() for n in (1, 4)] == [[1], [4] * 4]
+    assert painter.calls == 2
 
 
 def test_repainted_images_and_the_precision_are_recorded(plan, tmp_path):

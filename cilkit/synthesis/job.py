@@ -212,15 +212,15 @@ class Brush:
     """A generator that is never handed more images than the device's memory holds at once."""
 
     def __init__(self, painter: Generator):
-        self.painter, self.at_once = painter, 0  # 0: no limit met yet
+        self.painter, self.fits = painter, 0  # images that fit, once more did not; 0: no limit met yet
 
     def paint(self, rows: "pd.DataFrame") -> tuple[np.ndarray, "pd.DataFrame"]:
         """One batch: uint8 (n, size, size, 3), and its rows with batch_size (images really painted together),
         repainted (how often an image came out blank and was painted again) and precision."""
-        self.at_once = min(self.at_once or len(rows), self._most() or len(rows))
+        at_once = min(limit for limit in (len(rows), self.fits, self._most()) if limit)
         images, sizes, repainted, start = [], [], [], 0
         while start < len(rows):
-            part = rows.iloc[start : start + self.at_once]
+            part = rows.iloc[start : start + at_once]
             try:
                 images.append(paint_batch(self.painter, part))
             except OutOfMemory:
@@ -229,7 +229,7 @@ class Brush:
                         f"not even one image of {self.painter.id} at {self.painter.size} pixels fits into the device's "
                         "memory; paint smaller images or with half precision"
                     ) from None
-                self.at_once = len(part) // 2
+                self.fits = at_once = len(part) // 2
                 continue
             again = getattr(self.painter, "repaints", {})
             sizes += [len(part)] * len(part)
