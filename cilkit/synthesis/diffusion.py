@@ -174,11 +174,11 @@ class Diffusion:
         if not limits:
             return [len(prompt.split()) for prompt in prompts], 0
         count = [count for count, limit in self._tokenizers if limit == min(limits)]
-        return [max(one(prompt) for one in count) for prompt in prompts], min(limits)
+        return [max(counts) for counts in zip(*(one(list(prompts)) for one in count), strict=True)], min(limits)
 
     @cached_property
-    def _tokenizers(self) -> list[tuple[Callable[[str], int], int]]:
-        """(prompt -> number of tokens, most tokens read) of every text encoder whose limit is known."""
+    def _tokenizers(self) -> list[tuple[Callable[[list[str]], list[int]], int]]:
+        """(prompts -> numbers of tokens, most tokens read) of every text encoder whose limit is known."""
         found, longest = [], self.options["max_tokens"] or pipelines.T5_TOKENS.get(self.family)
         for suffix in ("", "_2", "_3"):
             folder = self.folder / f"tokenizer{suffix}"
@@ -359,18 +359,19 @@ def _sha256(file: Path) -> str:
     return name if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", name) else sha256_of(file)
 
 
-def _tokenizer(folder: Path, card: dict) -> tuple[Callable[[str], int], int]:
+def _tokenizer(folder: Path, card: dict) -> tuple[Callable[[list[str]], list[int]], int]:
     if (folder / "tokenizer.json").is_file():
         from tokenizers import Tokenizer  # without torch
 
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return (lambda prompt: len(tokenizer.encode(prompt).ids)), card.get("model_max_length", 0)
+        count = lambda prompts: [len(one.ids) for one in tokenizer.encode_batch_fast(prompts)]  # noqa: E731
+        return count, card.get("model_max_length", 0)
     from transformers import AutoTokenizer
 
     full = AutoTokenizer.from_pretrained(folder)
-    return (lambda prompt: len(full(prompt, truncation=False)["input_ids"])), full.model_max_length
+    return (lambda prompts: [len(full(one, truncation=False)["input_ids"]) for one in prompts]), full.model_max_length
 
 
 @contextmanager
