@@ -492,3 +492,15 @@ def test_settings_that_make_no_sense_are_named(folders):
         load_generator(folders("sd"), guidence=2)
     settings = load_generator(folders("sd"), **FEW, cache="attention-2").settings
     assert json.loads(json.dumps(settings)) == settings and settings["cache"] == "attention-2"
+
+
+def test_older_folders_hold_the_tokenizer_as_vocabulary_and_merges(folders, tmp_path):
+    """As Stable Diffusion 1.x was published: no tokenizer.json."""
+    shutil.copytree(folders("sd"), tmp_path / "old")
+    where = tmp_path / "old" / "tokenizer"
+    tiny_pipelines.clip_tokenizer().backend_tokenizer.model.save(str(where))
+    (where / "tokenizer.json").unlink()
+    assert {"vocab.json", "merges.txt"} <= {file.name for file in where.iterdir()}
+    old, new = load_generator(tmp_path / "old", **FEW), load_generator(folders("sd"), **FEW)
+    assert old.tokens(PROMPTS) == new.tokens(PROMPTS)
+    assert (old.paint(PROMPTS[:1], SEEDS[:1], [""]) == new.paint(PROMPTS[:1], SEEDS[:1], [""])).all()
