@@ -29,6 +29,7 @@ TABLES = {
     "study": ["study", "pairs", "replay", "reference"],
     "real_runs": ["real", "upper", "short_side"],
     "every_learner": ["every_conv", "every_transformer", "drift"],
+    "foresight": ["kept_realms", "class_sweep"],
 }
 
 
@@ -36,6 +37,13 @@ TABLES = {
 def test_tables_are_computed_from_the_committed_data(source, name):
     shown = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", README, re.S)[1]
     assert shown == script(source).readme_tables()[name]
+
+
+def test_the_kept_realms_are_counted_as_they_are():
+    import pandas as pd
+
+    shown = pd.read_csv(HOME / "reports" / "sample" / "kept_realms.csv")
+    pd.testing.assert_frame_equal(script("foresight").kept_realms(), shown, check_dtype=False)
 
 
 def test_the_figure_was_drawn_from_the_committed_data():
