@@ -438,11 +438,11 @@ def test_images_that_fit_follow_from_two_probes(folders, monkeypatch):
 
 
 def test_the_smallest_text_encoder_rules(folders, tmp_path):
-    words = "a red bird round " * 20  # CLIP's 40 tokens are the fewest; T5's 256 is not reached
+    words = "a red bird round " * 20  # CLIP's 77 tokens are the fewest; T5's 256 is not reached
     for kind in ("sd", "sdxl", "sd3", "flux"):
         generator = load_generator(folders(kind))
-        assert generator.tokens(["a red bird"])[1] == 40
-        with pytest.raises(UserError, match=r"tokens, but .* reads 40; shorten"):
+        assert generator.tokens(["a red bird"])[1] == 77
+        with pytest.raises(UserError, match=r"tokens, but .* reads 77; shorten"):
             generator.check(["x"], [words])
     assert load_generator(folders("pixart")).tokens(["a red bird", "bird"]) == ([4, 2], 300)
     assert load_generator(folders("pixart"), max_tokens=120).tokens(["bird"]) == ([2], 120)
@@ -454,7 +454,7 @@ def test_the_smallest_text_encoder_rules(folders, tmp_path):
 def test_tokens_of_embedded_count_what_its_tokenizer_gives():
     counts, limit = load_generator("embedded").tokens(["A photograph of digit one", "heart"])
     tokenizer = tiny_pipelines.clip_tokenizer()
-    assert limit == tokenizer.model_max_length
+    assert limit == 40
     assert counts == [len(tokenizer(text)["input_ids"]) for text in ("A photograph of digit one", "heart")]
 
 

@@ -29,7 +29,7 @@ def write(kind: str, folder, seed: int = 0) -> Path:
 def clip_tokenizer():
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer")
+    return CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer", model_max_length=77)  # as CLIP's; ours reads 40
 
 
 def clip_text(projected: bool = False):
