@@ -197,7 +197,7 @@ def on_cpu(repeats: int, random: bool) -> dict:
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as made:
         source = write_pipeline(Path(made) / "random", TOY) if random else EMBEDDED
-        spec, settings = (str(source), {"steps": 10, "batch_size": 8}) if random else ("embedded", {})
+        spec, settings = (str(source), {"steps": 10, "batch_size": PER_PROMPT}) if random else ("embedded", {})
         painter = load_generator(spec, **settings)
         batch, images = painter.batch_size, cores * 4 * painter.batch_size
         plans = {style: plan_of(painter, images, style, batch) for style in ("diversified", "paper")}
