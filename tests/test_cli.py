@@ -86,3 +86,43 @@ def test_doctor_lists_what_differs_from_the_lock(tmp_path):
     lines = list(differences(lock))
     assert len(lines) == 2 and "pytest" in lines[0] and "==0.1" in lines[0]
     assert lines[1] == "2 packages compared with requirements.lock: 1 differ"
+
+
+@pytest.fixture
+def painted():
+    import cilkit
+
+    return cilkit.paint(cilkit.foresee("handwritten characters", classes=3), "font-renderings", per_class=4, workers=1)
+
+
+def test_doctor_names_what_is_damaged_and_rebuilds_a_lost_manifest(painted, tmp_path, capsys):
+    import shutil
+
+    assert main(["doctor", painted.artifact.name]) == 0 and "no findings" in capsys.readouterr().out
+    damaged = tmp_path / "damaged"
+    shutil.copytree(painted.artifact.path, damaged)
+    (damaged / "manifest.parquet").unlink()
+    assert main(["doctor", str(damaged)]) == 1 and "the manifest is missing" in capsys.readouterr().out
+    assert main(["doctor", str(damaged), "--rebuild"]) == 0
+    assert "was written from the shards" in capsys.readouterr().out
+    assert (damaged / "manifest.parquet").read_bytes() == painted.artifact.file("manifest.parquet").read_bytes()
+    shard = damaged / "00000.tar"
+    shard.write_bytes(shard.read_bytes()[:700] + b"X" + shard.read_bytes()[701:])
+    assert main(["doctor", str(damaged)]) == 1
+    assert "! 00000.tar" in capsys.readouterr().out
+    assert main(["doctor", "--rebuild"]) == 2 and "needs an image set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "webdataset"])
+def test_export_gives_every_image_away(painted, tmp_path, capsys, form):
+    target = tmp_path / "given" / ("%06d.tar" if form == "webdataset" else "folder")
+    assert main(["export", painted.artifact.name, form, str(target)]) == 0
+    assert "12 images of 3 classes" in capsys.readouterr().out
+    if form == "imagefolder":
+        assert len(list(target.rglob("*.png"))) == 12
+    else:
+        import tarfile
+
+        with tarfile.open(tmp_path / "given" / "000000.tar") as tar:
+            assert sum(name.endswith(".png") for name in tar.getnames()) == 12
+    assert main(["export", painted.artifact.name, form, str(target)]) == 2, "what is there is never written over"
