@@ -8,7 +8,7 @@ recognised   how often a classifier of REAL digits recognises the painted digits
 variance     variance within a class in that classifier's features, against the same renderings (target: >= 0.80);
 transfer     accuracy on real digits of a net trained on painted digits minus that of a net trained on renderings of
              the same captions in the generator's own training fonts, in points (target: >= -5);
-speed        see perf/painting.py.
+speed        see perf/synthesis.py.
 Real digits: scikit-learn's scans at random place and scale, blended by absolute difference into crops of scikit-learn's
 two photographs or into smooth colour fields, 32 x 32; the classifier's scans and the test's are different ones.
 About 8 minutes on one thread, most of it painting.

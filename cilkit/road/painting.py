@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cilkit import artifacts
 from cilkit.progress import Progress
@@ -39,6 +40,7 @@ def paint(
     precision: str = "",
     fast: str = "",
     long_prompts: str = "refuse",
+    settings: Mapping[str, Any] | None = None,
     executor: str = "processes",
     address: str = "",
     device: str = "auto",
@@ -52,6 +54,8 @@ def paint(
     negative_prompt, steps, guidance, size, scheduler, precision: of the generator; "", 0 and -1 take its own.
     fast:       "steps" or "cache": the generator's declared faster variant, part of what is painted.
     long_prompts: "refuse" or "shorten" those with more tokens than the generator reads.
+    settings:   further ones of a diffusers generator: loras, guidance_until, cache, start, strength, compile …
+                (`cilkit.synthesis.diffusion`).
     workers:    processes or Ray actors (execution only, as all below: the bytes do not depend on it); 0 = one a GPU,
                 where there are none one a core.
     executor:   "processes" of this machine, or "ray", at the `address` of a cluster ("" starts Ray here).
@@ -62,7 +66,8 @@ def paint(
     realm = upstream(realm, "realm")
     how = {"negative_prompt": negative_prompt, "steps": steps, "guidance": guidance, "size": size}
     how |= {"scheduler": scheduler, "precision": precision, "fast": fast}
-    painter = painter_of(generator, **how, device="" if device == "auto" else device)
+    how |= {"device": "" if device == "auto" else device, **(settings or {})}
+    painter = painter_of(generator, **how)
     batch_size = batch_size or painter.settings["batch_size"]
     identity = {
         "generator": painter.id,
