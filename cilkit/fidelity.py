@@ -46,10 +46,11 @@ def kernel_distance(
 
 
 def _discrepancy(real: np.ndarray, fake: np.ndarray) -> float:
-    n, dim = real.shape
-    kernel = lambda a, b: (a @ b.T / dim + 1) ** 3  # noqa: E731
-    within = sum(both.sum() - np.trace(both) for both in (kernel(real, real), kernel(fake, fake))) / (n * (n - 1))
-    return float(within - 2 * kernel(real, fake).mean())
+    def kernel(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return (one @ other.T / real.shape[1] + 1) ** 3  # (size, size)
+
+    n, within = len(real), (kernel(real, real), kernel(fake, fake))
+    return float(sum(k.sum() - np.trace(k) for k in within) / (n * (n - 1)) - 2 * kernel(real, fake).mean())
 
 
 def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[float, float]:

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from cilkit.data import ImageSet
     from cilkit.data.transforms import Recipe
 
-HASH_DISTANCE = (
-    12  # bits of 64 in which the hashes of a copy may differ (our decision, measured in tests/test_twins.py)
-)
+HASH_DISTANCE = 12  # bits of 64 in which a copy's hash may differ: our decision, measured in tests/test_twins.py
 CORRELATION = 0.95  # and the least correlation of the reduced copies, which confirms it (likewise)
 SIMILARITY = 0.95  # least cosine of features: our decision; it belongs to a backbone, so look at the scores
 SIDE, CELLS = 72, 18  # pixels on a side of what is hashed (a multiple of the hash's 8 x 9 cells), and of what confirms

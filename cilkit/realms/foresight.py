@@ -54,7 +54,10 @@ def foresee(
         prompts.check_template(template)
     elif kind == "free":
         raise UserError('a free realm needs a template of its own, e.g. template="A pencil drawing of {name}"')
-    given = [] if isinstance(subtypes, int) else list(subtypes)
+    given = [] if isinstance(subtypes, int) else list(dict.fromkeys(subtypes))
+    for subtype in given:
+        if not (isinstance(subtype, str) and subtype.strip()):
+            raise UserError(f"subtype {subtype!r} is no name; expected a text, e.g. 'owls' or '1990s'")
     count = len(given) or subtypes or prompts.SUBTYPES
     model = backend(llm, name, **(options or {}))
     asking = _Asking(model, name, kind, count, per_subtype, max(attempts, 1), journal or Journal())
@@ -131,6 +134,8 @@ class _Asking:
         Kept replies may have been given without `exclude`, and need not have been asked `again`.
         """
         messages = self._question(subtype, exclude)
+        if again and any(list(reply.messages) == messages for reply in self.replies):
+            return []  # nothing came since, so that the same would be asked, and answered
         if not self._answers(messages):
             if again:
                 return []

@@ -20,11 +20,12 @@ _SYNONYMS = ("repeated scientific name", "scientific synonym")  # repairs that d
 _TAG = re.compile(r"</?[a-z!?][^<>]{0,500}>", re.IGNORECASE)
 _VAGUE = {"other", "others", "misc", "miscellaneous", "various", "etc", "none", "n/a", "unknown", "unnamed", "name"}
 _VAGUE |= {"and others", "and more", "and so on", "others like it", "anything else", "various others"}
-_SENSE = r"sound|noise|smell|scent|odou?r|aroma|taste|flavou?r|texture|feeling"
+_SENSE = r"sound|noise|smell|scent|odou?r|aroma|taste|flavou?r|feeling"
 _NOT_SEEN = re.compile(rf"(?:{_SENSE})s? of\b|.*\s(?:{_SENSE})s?$|(?:{_SENSE})s?$")
 _INSTRUCTION = re.compile(
     r"\b(?:ignore|disregard|forget) (?:(?:all|any|everything|the|your|previous|prior|above)\b\s?)+|\bsystem prompt\b"
-    r"|^(?:i am|i'm|i can(?:not|'t)|i'm sorry|sorry|as an? (?:ai|language)|you are|please|note|here (?:is|are)|sure)\b"
+    r"|^(?:i am|i'm|i can(?:not|'t)|i'm sorry|as an? (?:ai|language)|you are|please|note that|here (?:is|are))\b"
+    r"|^(?:sorry|sure|note)[,.:]"
 )
 
 
@@ -52,7 +53,7 @@ def without_markup(text: str) -> str:
 
 
 def canonical(name: str) -> str:
-    """The form in which two names mean one class: case, accents of spelling, hyphens, plural, article set aside.
+    """The form in which two names mean one class: case, hyphens, apostrophes, plural and article set aside.
 
     "The Blue_Tits" and "blue tit" are one; "love-seat" and "love seat" too. Never empty where the name is not.
     """

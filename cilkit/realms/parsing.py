@@ -332,6 +332,7 @@ def _row(values: dict[str, str] | UserError, kind: str, subtype: str, place: str
         raise values
     named = {key: tidy(values.get(key, ""), place, report) for key in ("name", "scientific_name", "description")}
     if normal(named["scientific_name"]) in ("n/a", "none", "-"):  # what models write for "has none"
+        report.add(place, "no scientific name", named["scientific_name"])
         named["scientific_name"] = ""
     return repaired(Row(subtype, **named, where=place), report)
 

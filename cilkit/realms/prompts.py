@@ -182,11 +182,16 @@ def _as_json(exemplar: str, kind: str) -> str:
     return '{"classes": [\n' + ",\n".join(classes) + "\n]}"
 
 
-def _asked(kind: str) -> str:
-    """The kind whose words are used: a free realm is asked as an object realm is."""
+def check_kind(kind: str) -> str:
+    """The kind; UserError for one that is none."""
     if kind not in KINDS:
         raise UserError(f"realm kind {kind!r} is unknown; expected one of {', '.join(KINDS)}")
-    return "object" if kind == "free" else kind
+    return kind
+
+
+def _asked(kind: str) -> str:
+    """The kind whose words are used: a free realm is asked as an object realm is."""
+    return "object" if check_kind(kind) == "free" else kind
 
 
 def _one_shot(system: str, exemplar: tuple[str, str], question: str) -> list[Message]:

@@ -58,8 +58,7 @@ class Realm:
     synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)  # names dropped as a repetition
 
     def __post_init__(self):
-        if self.kind not in prompts.KINDS:
-            raise UserError(f"realm kind {self.kind!r} is unknown; expected one of {', '.join(prompts.KINDS)}")
+        prompts.check_kind(self.kind)
         seen: set[str] = set()
         for concept in self.concepts:
             key = parsing.normal(concept.name)
@@ -77,12 +76,12 @@ class Realm:
     @property
     def folders(self) -> dict[str, str]:
         """A folder name for every concept: ASCII letters, digits and hyphens, unique also where case is ignored."""
-        taken, used = {}, set()
+        taken, used, last = {}, set(), {}
         for name in self.concept_names:
-            base = slug(name) or "class"
-            folder, number = base, 2
+            base = folder = slug(name) or "class"
             while folder in used:
-                folder, number = f"{base}-{number}", number + 1
+                last[base] = last.get(base, 1) + 1
+                folder = f"{base}-{last[base]}"
             used.add(folder)
             taken[name] = folder
         return taken
@@ -170,8 +169,8 @@ class Realm:
         files: what messages call the replies, without it their source. exclude: names that are left out.
         strict: a row of a kept reply that cannot be read raises UserError, it is not only reported.
         """
-        report = parsing.Report()
-        rows: list[parsing.Row] = []
+        report, rows = parsing.Report(), []
+        prompts.check_kind(kind)
         answered = {reply.subtype for reply in replies if not reply.error}
         for number, reply in enumerate(replies, 1):
             where = f"{files[number - 1] if files else reply.source}, reply {number}"

@@ -94,16 +94,13 @@ def correct(
 
 def freeze(realm, folder: str | Path) -> Path:
     """Write the realm to a folder for keeping (realm.json, realm.csv, replies/); `foresee(folder)` reads it back."""
-    realm, folder = upstream(realm, "realm"), _in_the_repository(folder)
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / "realm.json").is_file())):
+    realm = upstream(realm, "realm")
+    folder = (artifacts.repository() or Path.cwd()) / Path(folder).expanduser()  # relative as in parameter files
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"} if folder.exists() else set()
+    if "realm.json" not in held and held - {"realm.csv", "replies"}:  # these two alone: a freezing that broke off
         raise UserError(f"{folder} holds something else than a realm; choose a new folder, or one with a realm.json")
     realm.save(folder)
     return folder
-
-
-def _in_the_repository(folder: str | Path) -> Path:
-    """A relative folder is meant from the repository's root, as in parameter files."""
-    return (artifacts.repository() or Path.cwd()) / Path(folder).expanduser()
 
 
 def without_overlap(realm, class_names: Sequence[str]):
@@ -168,9 +165,10 @@ def _save(realm, repairs, work: artifacts.Work) -> None:
 
 
 def _digest_of(source: Path) -> str:
-    """sha256 over a file, or over the JSON and CSV files of a folder with their names."""
-    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix in (".json", ".csv"))
-    listed = [[p.name, artifacts.sha256_of(p)] for p in files]
+    """sha256 over a file, or over the JSON and CSV files of a realm's or replies' folder with their names."""
+    unread = ("artifact.json", "measured.json", "repairs.csv")  # beside a realm that is an artifact: clocks and hosts
+    found = [p for form in ("*.json", "*.csv", "replies/*.json") for p in source.glob(form) if p.name not in unread]
+    listed = [[p.name, artifacts.sha256_of(p)] for p in ([source] if source.is_file() else sorted(found))]
     return hashlib.sha256(artifacts.canonical(listed).encode()).hexdigest()
 
 
