@@ -20,12 +20,13 @@ import os
 import platform
 import shutil
 import socket
-import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cilkit.errors import Stopped, UserError
 from cilkit.locks import sole_maker
@@ -85,20 +86,30 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def atomic_write(path: str | Path, content: bytes | str) -> Path:
-    """Write beside, fsync, rename: the file at `path` is the old one or the whole new one, never half."""
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A file open for writing, of any length, that appears under its name only when all of it is on the disk.
+
+    Until then it lies beside, as `.NAME.….tmp`; a killed process leaves that, which cleaners look for.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # machines that share the folder share process ids
     try:
         with open(beside, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-    return path
+
+
+def atomic_write(path: str | Path, content: bytes | str) -> Path:
+    """The file at `path` is the old one or the whole new one, never half."""
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    return Path(path)
 
 
 def write_json(path: str | Path, value: Any) -> Path:

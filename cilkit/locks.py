@@ -1,8 +1,9 @@
 """One maker at a time: a file that a live process holds and a dead one loses.
 
-Plain files instead of flock, which shared file systems do not always honour. A holder touches its file every few
-seconds; it is dead when its process is gone (same machine), or when it was silent for a minute (another machine). One
-that was merely silent learns from `still_ours` that it was taken for dead, and publishes nothing.
+Plain files instead of flock, which shared file systems do not always honour, and no links, which some do not know. A
+holder touches its file every few seconds; it is dead when its process is gone (same machine), or when it was silent for
+a minute (another machine). One that was merely silent learns from `still_ours` that it was taken for dead, and
+publishes nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from cilkit.errors import UserError
@@ -31,19 +33,24 @@ class Claim:
         threading.Thread(target=self._beat, daemon=True, name="cilkit-heartbeat").start()
 
     def still_ours(self) -> bool:
-        """Ask before publishing: False if somebody took over because we were silent, or after `release`."""
+        """Ask before publishing: False if somebody took over because we were silent, or after `release`.
+
+        Raises OSError where the file system does not answer.
+        """
         return not self._over.is_set() and _claim_of(self.path).get("token") == self._token
 
     def release(self) -> None:
         """Let others have it. What was taken over is left to its new holder."""
-        if self.still_ours():
-            self.path.unlink(missing_ok=True)
-        self._over.set()
+        try:
+            if self.still_ours():
+                self.path.unlink(missing_ok=True)
+        finally:
+            self._over.set()
 
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT):
-            if self.still_ours():
-                with suppress(OSError):  # a file system that is away for a moment
+            with suppress(OSError):  # a file system that is away for a moment
+                if self.still_ours():
                     os.utime(self.path)
 
     def __enter__(self) -> Claim:
@@ -57,10 +64,9 @@ def claim(path: str | Path) -> Claim | None:
     """Hold the file `path`, or None at once while somebody alive holds it; a dead holder's is taken over.
 
     Of several that ask at the same time one gets it. Look afterwards whether the work is not done already: its last
-    holder may have finished it in between.
+    holder may have finished it in between. FileNotFoundError where there is no such folder.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex
     who = {"host": _host(), "pid": os.getpid(), "pid_started": _started(os.getpid()), "token": token}
     while not _create(path, who):
@@ -75,6 +81,7 @@ def sole_maker(lock: Path, what: str) -> Iterator[Callable[[], None]]:
 
     Yields a check to call before publishing: it raises UserError if somebody took over because we were silent.
     """
+    lock.parent.mkdir(parents=True, exist_ok=True)
     told = False
     while (held := claim(lock)) is None:
         if not told:
@@ -91,16 +98,19 @@ def sole_maker(lock: Path, what: str) -> Iterator[Callable[[], None]]:
 
 
 def _create(lock: Path, who: dict) -> bool:
-    """Create the lock with its content in one step (link of a finished file): no reader ever sees half a claim."""
-    beside = lock.with_name(f".{lock.name}.{who['token']}.claim")
-    beside.write_text(json.dumps(who))
+    """Create the lock; False if there is one. A reader between creation and content sees a silent holder, not a dead
+    one."""
     try:
-        os.link(beside, lock)
-        return True
+        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:
         return False
-    finally:
-        beside.unlink(missing_ok=True)
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(who, file)
+    except OSError:  # a full disk
+        lock.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def _break(lock: Path, who: dict) -> bool:
@@ -120,9 +130,10 @@ def _break(lock: Path, who: dict) -> bool:
 
 
 def _claim_of(lock: Path) -> dict:
+    """What the holder wrote; {} where nobody holds it, or the writing was cut off."""
     try:
         return json.loads(lock.read_text())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return {}
 
 
@@ -130,8 +141,10 @@ def _is_dead(lock: Path) -> bool:
     holder = _claim_of(lock)
     if holder.get("host") == _host():
         return _started(holder["pid"]) != holder["pid_started"]
+    now = _now(lock.parent)
     try:
-        return _now(lock.parent) - lock.stat().st_mtime > SILENCE
+        with open(lock) as file:  # which asks the server of a shared file system; a mere stat may be a minute old
+            return now - os.fstat(file.fileno()).st_mtime > SILENCE
     except FileNotFoundError:
         return False
 
@@ -146,6 +159,7 @@ def _now(folder: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
+@cache
 def _host() -> str:
     """This machine since its last boot, and this container: process numbers mean nothing beyond them."""
     boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")

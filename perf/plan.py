@@ -41,6 +41,7 @@ def make(folder: Path, rows: int, style: str) -> None:
 def work(folder: Path) -> None:
     """What a painter writes of each shard, without the images."""
     plan = open_plan(folder / "plan.parquet")
+    (folder / "claims").mkdir()
     for shard in range(plan.n_shards):
         with claim(folder / "claims" / f"{shard:05d}") as held:
             rows, name = plan.rows(shard), f"{shard:05d}.tar"

@@ -93,7 +93,7 @@ def test_of_threads_that_race_one_wins(tmp_path):
 
 
 def test_a_holder_that_was_killed_is_replaced_and_one_that_is_frozen_is_not(tmp_path):
-    path = tmp_path / "claims" / "00007"
+    path = tmp_path / "00007"
     holder = start(HOLD, path)
     assert holder.stdout.readline() == "True\n"
     holder.send_signal(signal.SIGSTOP)

@@ -147,7 +147,7 @@ def test_actors_that_keep_dying_are_one_sentence(plan, tmp_path, fake):
 def test_an_actors_error_keeps_its_meaning(plan, tmp_path, fake, monkeypatch):
     fake()
     monkeypatch.setattr(ray_crew, "work", lambda job, painter: iter([][1]))
-    with pytest.raises(UserError, match=r"painting failed in a worker \(IndexError: .*try a smaller batch size"):
+    with pytest.raises(UserError, match=r"painting failed in a worker \(IndexError: .*what is painted is kept"):
         paint_plan(plan, "font-renderings", tmp_path, workers=2, executor="ray")
 
 

@@ -16,18 +16,18 @@ import json
 import mmap
 import os
 import tarfile
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from cilkit import artifacts
+from cilkit.artifacts import whole_file
 from cilkit.data.decoding import decode
 from cilkit.data.imagesets import ImageSet, Source, number
 from cilkit.errors import UserError
@@ -210,21 +210,6 @@ def write_rows(folder, number: int, rows: "list[dict] | pd.DataFrame") -> None:
     table = pd.DataFrame(rows)
     order = [*COLUMNS, *(column for column in table.columns if column not in COLUMNS)] if len(table) else []
     artifacts.write_parquet(Path(folder) / f"{number:05d}.rows.parquet", table[order])
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file open for writing, of any length, that appears under its name only when all of it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # machines that share the folder share process ids
-    try:
-        with open(beside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def encode_png(image: np.ndarray) -> bytes:

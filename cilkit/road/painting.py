@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cilkit import artifacts
-from cilkit.progress import Progress
+from cilkit.progress import Pace
 from cilkit.road.inputs import device_of, opener_of, placed, upstream, with_artifact
 
 VERSION = 2  # part of the key: raise it when the same parameters come to mean another payload
@@ -18,7 +18,7 @@ def painter_of(generator="embedded", **how):
     repository."""
     from cilkit.synthesis import load_generator
 
-    settings = {name: value for name, value in how.items() if value not in ("", 0, -1)}
+    settings = {name: value for name, value in how.items() if value is False or value not in ("", 0, -1)}
     if how.get("guidance") == 0:
         settings["guidance"] = 0.0  # asked for: no guidance at all
     return load_generator(placed(generator) if isinstance(generator, str) else generator, **settings)
@@ -90,16 +90,17 @@ def paint(
         path = work.path / "plan.parquet"
         if not path.exists():
             write_plan(path, realm, per_class, seed, batch_size, painter, style, long_prompts=long_prompts)
-        told = Progress(f"painting {realm.name}")
+        facts = {"realm": realm.name, "realm_digest": realm.artifact.digest}
         measured = paint_plan(
             open_plan(path),
             painter,
             work.path,
             workers=workers or _workers(painter, device),
             scratch=work.scratch,
-            progress=lambda done, total: told(f"{done:,} of {total:,} images"),
+            progress=Pace(f"painting {realm.name}"),
             executor=executor,
             address=address,
+            facts=facts,
         )
         counts = dict.fromkeys(realm.concept_names, per_class)
         cards.write_card(work.path, realm=realm, generator=painter, counts=counts, style=_words(style))

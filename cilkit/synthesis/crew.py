@@ -20,6 +20,10 @@ from cilkit.errors import UserError
 from cilkit.synthesis.job import Job
 
 RESTARTS = 3  # dead workers replaced, for each worker asked for
+UNWRITABLE = {  # what stops writing, and is no fault of the program
+    **dict.fromkeys([errno.ENOSPC, errno.EDQUOT], "is full"),
+    **dict.fromkeys([errno.EACCES, errno.EPERM, errno.EROFS], "may not be written to"),
+}
 
 
 class Crew:
@@ -120,9 +124,9 @@ def images_of(answer: dict) -> int:
 
 def describe(error: BaseException) -> dict:
     """An exception of a worker as an answer."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return {"error": str(error), "errno": error.errno}
     if isinstance(error, UserError):
         return {"error": str(error)}
     reason = (str(error).strip().splitlines() or [""])[0][:300]
-    return {"error": f"painting failed in a worker ({type(error).__name__}: {reason}); try a smaller batch size"}
+    return {"error": f"painting failed in a worker ({type(error).__name__}: {reason}); what is painted is kept"}

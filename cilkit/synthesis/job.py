@@ -13,7 +13,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,14 +50,22 @@ class Job:
 
     @classmethod
     def begin(
-        cls, plan: "Plan | pd.DataFrame", painter: Generator, folder: Path, scratch: Path, shard_size: int = 0
+        cls,
+        plan: "Plan | pd.DataFrame",
+        painter: Generator,
+        folder: Path,
+        scratch: Path,
+        shard_size: int = 0,
+        facts: Mapping[str, str] | None = None,
     ) -> "Job":
         """The job of this plan, new or as it was left. UserError if the folder holds images of another one."""
         on_disk = isinstance(plan, Plan)
-        origin = origin_of(plan.hash if on_disk else plan_hash(plan), painter)
-        named = artifacts.canonical([origin, plan.n_shards if on_disk else shard_size])
+        origin = origin_of(plan.hash if on_disk else plan_hash(plan), painter) | dict(facts or {})
+        cut = plan.n_shards if on_disk else shard_size
+        named = artifacts.canonical([origin, cut, os.path.relpath(folder, scratch)])
         path = scratch / hashlib.sha256(named.encode()).hexdigest()[:16]
         path.mkdir(parents=True, exist_ok=True)
+        (path / "claims").mkdir(exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         if not on_disk:
             plan = save_plan(path / "plan.parquet", plan, shard_size)
@@ -74,7 +83,7 @@ class Job:
             shutil.rmtree(path)
             raise UserError(
                 f"{folder} holds images of another plan or generator ({foreign}); paint into another folder, or delete "
-                "that one first"
+                "them first"
             )
         return job
 
@@ -103,16 +112,27 @@ class Job:
             )
 
     def _foreign(self) -> str:
-        """The manifest, or the first finished shard, if it is of another plan or generator, or cut otherwise."""
+        """What is there of another plan or generator, or cut otherwise: the manifest, the first finished shard, or the
+        batches of a job that was left."""
+        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
 
         for path in [*self.folder.glob(MANIFEST), *sorted(self.folder.glob("*.rows.parquet"))][:1]:
-            rows = len(self.plan) if path.name == MANIFEST else self.plan.shard_rows[_number(path)]
-            with ParquetFile(path) as file:
-                known = [name for name in self.origin if name in file.schema_arrow.names]
-                first = file.read_row_group(0, known).slice(0, 1).to_pylist()
-                if first != [self.origin] or file.metadata.num_rows != rows:
-                    return path.name
+            rows = [len(self.plan)] if path.name == MANIFEST else self.plan.shard_rows[_number(path) :][:1]
+            try:
+                with ParquetFile(path) as file:
+                    known = [name for name in self.origin if name in file.schema_arrow.names]
+                    first = file.read_row_group(0, known).slice(0, 1).to_pylist()
+                    if first != [self.origin] or [file.metadata.num_rows] != rows:
+                        return path.name
+            except ArrowException:
+                raise UserError(f"{path} is damaged; see `cilkit doctor {self.folder}`") from None
+        for order in self.path.parent.glob("*/order.json"):
+            other = Job(order.parent)
+            if other.path != self.path and other.order["folder"] == self.order["folder"]:
+                if any(other.path.glob("*-*.parquet")) or any(other.path.glob("claims/*")):
+                    return str(other.path)
+                shutil.rmtree(other.path)  # begun, and nothing painted
         return ""
 
     # ------------------------------------------------------------ what is done
@@ -124,6 +144,7 @@ class Job:
         return {_number(path) for path in self.folder.glob("*.rows.parquet")}
 
     def is_finished(self, shard: int) -> bool:
+        """The same of one shard, without listing the folder."""
         return (self.folder / f"{shard:05d}.rows.parquet").exists() or (self.folder / MANIFEST).exists()
 
     def unfinished(self) -> list[int]:
@@ -140,19 +161,35 @@ class Job:
         """Images that are safe on the disk, in shards or in batches that wait for theirs."""
         from pyarrow.parquet import read_metadata
 
-        finished, rows = self.finished(), self.plan.shard_rows
-        waiting = [path for path in self.path.glob("*-*.parquet") if _number(path) not in finished]
-        return sum(rows[shard] for shard in finished) + sum(read_metadata(path).num_rows for path in waiting)
+        rows, finished = self.plan.shard_rows, self.finished()
+        images = sum(rows[shard] for shard in finished)
+        for path in self.path.glob("*-*.parquet"):
+            with suppress(FileNotFoundError):  # another process has put it into its shard just now
+                images += 0 if _number(path) in finished else read_metadata(path).num_rows
+        return images
 
-    def claim(self, shard: int) -> Claim | None:
-        return claim(self.path / "claims" / f"{shard:05d}.claim")
+    def claim(self, what: int | str) -> Claim | None:
+        """Hold a shard, or None. UserError where the job was removed while it was unfinished."""
+        name = what if isinstance(what, str) else f"{what:05d}"
+        try:
+            return claim(self.path / "claims" / f"{name}.claim")
+        except FileNotFoundError:
+            if (self.folder / MANIFEST).exists():  # another process has closed the job
+                return None
+            raise UserError(f"{self.path} was removed while it was painting; paint again") from None
 
     def close(self) -> None:
-        """The manifest, last of all; then nothing but the image set is left."""
-        merge_manifest(self.folder)
-        for path in self.folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)  # half a file of a worker that was killed
-        shutil.rmtree(self.path)
+        """The manifest, last of all; then nothing but the image set is left. Of several that come here, one does it."""
+        while (held := self.claim("manifest")) is None:
+            if not (self.path / "claims").exists():
+                shutil.rmtree(self.path, ignore_errors=True)
+                return
+            time.sleep(POLL)
+        with held:
+            merge_manifest(self.folder)
+            for path in self.folder.glob(".*.tmp"):
+                path.unlink(missing_ok=True)  # half a file of a worker that was killed
+            shutil.rmtree(self.path, ignore_errors=True)  # others may look for something to do in it
 
 
 def _number(path: Path) -> int:
@@ -188,14 +225,15 @@ def work(job: Job, painter: Generator) -> Iterator[int]:
     """
     brush = Brush(painter)
     with Writer(job) as writer:
-        while unfinished := job.unfinished():
-            shard = next((shard for shard in unfinished if shard not in writer.claims and writer.claim(shard)), None)
-            if shard is not None:
-                yield from _paint_shard(job, shard, brush, writer)
-            elif writer.claims:
-                writer.flush()  # the last shards are in our own hands
-            else:
-                time.sleep(POLL)
+        unfinished = job.unfinished()  # listed once: the folder may hold thousands of shards
+        while unfinished:
+            for shard in unfinished:
+                if writer.claim(shard):
+                    yield from _paint_shard(job, shard, brush, writer)
+            writer.flush()  # the last ones in our own hands
+            unfinished = [shard for shard in unfinished if not job.is_finished(shard)]
+            if unfinished:
+                time.sleep(POLL)  # others are at them; if one dies, its shard is ours
 
 
 def _paint_shard(job: Job, shard: int, brush: "Brush", writer: Writer) -> Iterator[int]:

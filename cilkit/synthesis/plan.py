@@ -15,8 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cilkit.artifacts import canonical
-from cilkit.data.shards import whole_file
+from cilkit.artifacts import canonical, whole_file
 from cilkit.errors import UserError
 from cilkit.realms.realm import Realm
 from cilkit.synthesis.generators import Generator

@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+from cilkit.errors import UserError
 from cilkit.synthesis.crew import describe
 from cilkit.synthesis.job import Job, work
 
@@ -29,6 +30,8 @@ def main(folder: str, tied: bool) -> int:
             print(json.dumps({"images": images}), file=answers)
     except Exception as error:  # the parent decides what it means
         print(json.dumps(describe(error)), file=answers)
+        if not isinstance(error, UserError):
+            raise  # into the log
         return 1
     return 0
 
@@ -39,4 +42,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], "--tied" in sys.argv))
+    sys.exit(main(sys.argv[1], "--tied" in sys.argv) if len(sys.argv) > 1 else __doc__)

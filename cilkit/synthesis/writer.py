@@ -70,8 +70,7 @@ class Writer:
 
     def claim(self, shard: int) -> bool:
         """Whether this worker now holds the shard, and has something to do for it."""
-        claim = self.job.claim(shard)
-        if claim is None:
+        if self.job.is_finished(shard) or (claim := self.job.claim(shard)) is None:
             return False
         if self.job.is_finished(shard):  # between our look and our claim
             claim.release()
