@@ -129,6 +129,59 @@ def test_scores_are_made_once_for_all_rules(images, monkeypatch):
     assert table["image_id"].tolist() == images.ids.tolist() and table["agreement"].isna().all()
 
 
+def test_without_rules_nothing_is_scored_and_with_them_only_what_they_need(images, monkeypatch):
+    from cilkit.synthesis import curation
+
+    def scores(images, backbone, *_):
+        assert backbone is None, "nobody judges agreement where no rule asks for it"
+        return look(images)
+
+    look = curation.scores
+    monkeypatch.setattr(curation, "scores", lambda *_: pytest.fail("scored"))
+    everything = curate(painted(3), {})
+    assert len(everything) == len(images) and set(everything.artifact.inputs) == {"images", "realm"}
+    monkeypatch.setattr(curation, "scores", scores)
+    assert len(curate(painted(3), {"blank": False}, backbone="resnet50.a1_in1k")) <= len(images)
+
+
+def test_a_part_can_be_scored_for_a_look(images):
+    whole, some = (pd.read_parquet(score(images, most=most).file("scores.parquet")) for most in (0, 10))
+    assert some.groupby("class_name").size().tolist() == [3] * 4  # ten or a few more
+    firsts = [np.flatnonzero(images.labels == label)[:3] for label in range(4)]
+    assert some["image_id"].tolist() == images.ids[np.sort(np.concatenate(firsts))].tolist()
+    part = whole[whole["image_id"].isin(some["image_id"])]
+    assert part["sharpness"].tolist() == some["sharpness"].tolist()
+    assert score(images, most=len(images)).path == score(images).path
+
+
+def test_a_hub_model_that_judges_is_named_with_its_commit(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    from cilkit.road import curating
+
+    asked = []
+
+    def download(name, file, revision):
+        if name == "owner/none":
+            raise OSError("offline")
+        asked.append((name, file, revision))
+        return f"{tmp_path}/models--owner--clip/snapshots/0123abcd/{file}"
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert curating._pinned("owner/clip") == "owner/clip@0123abcd" == curating._identity_of("owner/clip@0123abcd")
+    assert curating._pinned("owner/clip@main") == "owner/clip@0123abcd"
+    assert asked == [("owner/clip", "config.json", None), ("owner/clip", "config.json", "main")]
+    with pytest.raises(UserError, match="'owner/none' is neither a folder nor to be had"):
+        curating._pinned("owner/none")
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "config.json").write_text("{}")
+    folder = str(tmp_path / "clip")
+    before = curating._identity_of(folder)
+    assert curating._pinned(folder) == folder and folder not in before
+    (tmp_path / "clip" / "config.json").write_text("{ }")
+    assert curating._identity_of(folder) != before
+
+
 def test_a_backbone_judges_and_pretraining_reads_what_is_kept(images, curated):
     backbone = cilkit.pretrain(curated, **TINY, epochs=1, batch_size=8)
     assert backbone.artifact.inputs["images"]["digest"] == curated.artifact.digest

@@ -11,17 +11,17 @@ import tiny
 
 from cilkit.data.imagesets import ImageSet
 from cilkit.errors import UserError
-from cilkit.synthesis import curation, glyphs, inspect
+from cilkit.synthesis import curation, glyphs, inspection
 from cilkit.synthesis.curation import Decisions, decided, rejected_by
 
 
 @pytest.fixture(scope="module")
 def images() -> ImageSet:
-    """40 images of each of three glyphs; 3 is blank, 9, 12 and 30 are nearly 7."""
+    """40 images of each of three glyphs; 3 is blank, 9, 12 and 30 are nearly 7, 50 is 7 under another label."""
     pixels, labels = glyphs.render_set(["digit one", "digit eight", "heart"], 40, seed=0)
     noise = np.random.default_rng(0).integers(-4, 5, pixels[7].shape)
     pixels[3], pixels[9] = 90, np.clip(pixels[7].astype(int) + noise, 0, 255)
-    pixels[12] = pixels[30] = pixels[7]
+    pixels[12] = pixels[30] = pixels[50] = pixels[7]
     return ImageSet.from_arrays(pixels, labels, ["digit one", "digit eight", "heart"])
 
 
@@ -54,12 +54,13 @@ def clip(tmp_path_factory):
     return folder
 
 
-def test_scores_say_what_inspection_says(images, table):
-    seen = inspect(images)
-    for column in ("image_id", "class_name", "blank", "duplicate_of"):
-        assert table[column].tolist() == seen[column].tolist(), column
-    np.testing.assert_allclose(table["contrast"], seen["contrast"])
-    assert table["agreement"].isna().all()
+def test_scores_are_what_inspection_says_of_each_image(images, table):
+    pixels = images.images()
+    assert table["image_id"].tolist() == images.ids.tolist()
+    assert table["class_name"].tolist() == ["digit one"] * 40 + ["digit eight"] * 40 + ["heart"] * 40
+    np.testing.assert_array_equal(table["contrast"], inspection.contrasts(pixels))
+    np.testing.assert_array_equal(table["sharpness"], inspection.sharpness(pixels))
+    assert table.index[table["blank"]].tolist() == [3] and table["agreement"].isna().all()
 
 
 def test_clusters_gather_an_image_with_its_twins(table):
@@ -67,9 +68,51 @@ def test_clusters_gather_an_image_with_its_twins(table):
     assert set(table["cluster"]) == {-1, 0} and set(table["duplicate_of"][[9, 12, 30]]) == {table["image_id"][7]}
 
 
-def test_scores_do_not_depend_on_how_many_images_are_held_at_once(images, table, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_scores_do_not_depend_on_threads_or_how_many_images_are_held_at_once(images, table, monkeypatch, threads):
     monkeypatch.setattr(curation, "PIXELS", 3 * 32 * 32)
+    monkeypatch.setattr(curation, "THREADS", threads)
     pd.testing.assert_frame_equal(curation.scores(images), table)
+
+
+def test_a_bounded_number_of_images_is_in_memory(images, monkeypatch):
+    """Read ahead of what was looked at: as many pieces as there are threads, and the one that waits."""
+    monkeypatch.setattr(curation, "PIXELS", 32 * 32)
+    monkeypatch.setattr(curation, "THREADS", 2)
+    read, looked, most = [], [], []
+    take, look = ImageSet.read, curation._seen
+    monkeypatch.setattr(ImageSet, "read", lambda one, rows: (read.extend(rows), take(one, rows))[1])
+
+    def seen(pixels):
+        looked.append(1)
+        most.append(len(read) - len(looked))
+        return look(pixels)
+
+    monkeypatch.setattr(curation, "_seen", seen)
+    curation.scores(images.of_classes([0]))
+    assert len(looked) == 40 and max(most) <= 3
+
+
+def test_an_interrupted_scoring_goes_on_with_the_next_class(images, table, monkeypatch, tmp_path):
+    look, seen = curation._of_a_class, []
+
+    def once(members, tick):
+        if len(seen) == 1:
+            seen.append("interrupted")
+            raise KeyboardInterrupt
+        seen.append(members.class_names[members.labels[0]])
+        return look(members, tick)
+
+    monkeypatch.setattr(curation, "_of_a_class", once)
+    with pytest.raises(KeyboardInterrupt):
+        curation.scores(images, scratch=tmp_path)
+    pd.testing.assert_frame_equal(curation.scores(images, scratch=tmp_path), table)
+    assert seen == ["digit one", "interrupted", "digit eight", "heart"]
+
+
+def test_a_class_without_images_has_no_scores(images, table):
+    found = curation.scores(images.of_classes([0, 2]))
+    pd.testing.assert_frame_equal(found, table[table["class_name"] != "digit eight"].reset_index(drop=True))
 
 
 def test_images_of_other_sizes_are_scored_and_never_twins(tmp_path):
@@ -152,10 +195,10 @@ def by_hand(scores, tmp_path, *rows) -> Decisions:
     return Decisions(tmp_path / "d.jsonl")
 
 
-def test_without_rules_nothing_is_left_out_and_the_default_leaves_out_what_inspect_drops(images, table):
-    assert decided(table, {})["keep"].all()
+def test_without_rules_nothing_is_left_out_and_the_default_leaves_out_blanks_and_repetitions(table):
+    assert decided(table, {})["keep"].all() and decided(table[["image_id"]], {})["keep"].all()
     default = decided(table)
-    assert (default["keep"] == (inspect(images)["decision"] == "keep")).all()
+    assert default.index[~default["keep"]].tolist() == [3, 9, 12, 30]
     assert default["reason"][[3, 7, 9]].tolist() == ["blank", "", "duplicates"]
 
 
@@ -251,10 +294,11 @@ def test_rules_that_mean_nothing_are_refused(table, rules, message):
 
 
 def test_an_empty_file_of_decisions_is_no_decision(table, tmp_path):
-    (tmp_path / "d.jsonl").write_text("\n\n")
+    (tmp_path / "d.jsonl").write_text("\n\r\n \n")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert decided(table, {}, Decisions(tmp_path / "d.jsonl"))["keep"].all()
+    assert Decisions(tmp_path / "d.jsonl").notes == []
 
 
 def test_nothing_left_out_is_counted_as_nothing():

@@ -8,33 +8,40 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cilkit import artifacts
 from cilkit.errors import UserError
 from cilkit.road.inputs import device_of, input_of, placed, threads_set_to, upstream, with_artifact
 
-VERSION = 1  # part of the key: raise it when the same parameters come to mean another payload
+VERSION = 2  # part of the key: raise it when the same parameters come to mean another payload
 KEEP, SCORES = "keep.parquet", "scores.parquet"
 
 
-def score(images, backbone: Any = "", text_image: str = "", device: str = "auto", threads: int = 1):
+def score(images, backbone: Any = "", text_image: str = "", device: str = "auto", threads: int = 1, most: int = 0):
     """The artifact that holds `curation.scores` of an image set as scores.parquet: made once, for all rules.
 
     backbone:   what judges how well an image agrees with its class: an artifact, a timm name, a folder; "": nothing.
-    text_image: a CLIP of transformers instead, by name or folder.
+    text_image: a CLIP of transformers instead, by folder or hub name ("owner/name", "owner/name@revision").
+    most:       score about so many images, the first of each class; 0: all.
     """
     from cilkit.road.weights import Weights
     from cilkit.synthesis import curation
 
     images = upstream(images, "images")
-    judge = Weights(backbone) if backbone else None
+    judge, text_image = Weights(backbone) if backbone else None, _pinned(text_image)
     inputs = {"images": images.artifact} | (judge.inputs if judge else {})
     identity: dict[str, Any] = {"threads": threads, "text_image": _identity_of(text_image)}
     identity |= {"backbone": judge.identity} if judge else {}
+    if 0 < most < len(images):
+        identity["most"] = most
+        images = images.select(_first_of_each(images, most))
 
     def make(work: artifacts.Work) -> None:
         with threads_set_to(threads):
             network = judge.load().to(device_of(device)) if judge else None
-            table = curation.scores(images, network, text_image, str(device_of(device)) if text_image else "cpu")
+            on = str(device_of(device)) if text_image else "cpu"
+            table = curation.scores(images, network, text_image, on, work.scratch)
         artifacts.write_parquet(work.path / SCORES, table)
 
     return artifacts.obtain("scores", VERSION, identity, inputs, make, {"device": device})
@@ -54,7 +61,7 @@ def curate(
 
     rules:      as of `curation.decided`; None: no blank images, of near-duplicates the first.
     decisions:  a file of `curation.Decisions`, "" for none; they overrule the rules.
-    backbone, text_image: as of `score`.
+    backbone, text_image: as of `score`; asked only where a rule is about agreement.
     benchmarks: names of benchmarks whose overlap with the realm the card tells.
     """
     import pandas as pd
@@ -65,7 +72,8 @@ def curate(
     images = upstream(images, "images")
     rules = dict(curation.RULES if rules is None else rules)
     curation.check_rules(rules)
-    if "agreement" in rules and not (backbone or text_image):
+    judges = (backbone, text_image) if "agreement" in rules else ("", "")
+    if "agreement" in rules and not any(judges):
         raise UserError("the rule agreement needs somebody who judges it; give a backbone or text_image")
     decisions = placed(decisions)
     if decisions and not Path(decisions).is_file():
@@ -74,13 +82,15 @@ def curate(
     for note in by_hand.notes if by_hand is not None else ():
         print(f"cilkit: {note}", flush=True)
     realm = input_of(images.artifact, "realm")
-    scored = score(images, backbone, text_image, device, threads)
-    inputs = {"images": images.artifact, "realm": realm.artifact, "scores": scored}
+    inputs = {"images": images.artifact, "realm": realm.artifact}
+    if rules:
+        inputs["scores"] = score(images, *judges, device, threads)
     decided = by_hand.rows() if by_hand is not None else []
     identity = {"rules": rules, "decisions": decided, "benchmarks": list(benchmarks)}
 
     def make(work: artifacts.Work) -> None:
-        table = curation.decided(pd.read_parquet(scored.file(SCORES)), rules, by_hand)
+        scores = pd.read_parquet(inputs["scores"].file(SCORES)) if rules else pd.DataFrame({"image_id": images.ids})
+        table = curation.decided(scores, rules, by_hand)
         chosen = images.select(table["keep"].to_numpy())
         if not len(chosen):
             reasons = ", ".join(curation.rejected_by(table))
@@ -108,7 +118,6 @@ def open_curated(artifact: artifacts.Artifact):
 
     UserError where that set is gone, or holds other images.
     """
-    import numpy as np
     import pandas as pd
 
     base = input_of(artifact, "images")
@@ -125,8 +134,33 @@ def _counts(images) -> dict[str, int]:
     return {name: number for name, number in counted if number}
 
 
+def _first_of_each(images, most: int) -> np.ndarray:
+    """Positions of the first images of each class, in the set's order: about `most` in all."""
+    each = -(-most // max(1, np.count_nonzero(images.counts)))
+    by_class = np.split(np.argsort(images.labels, kind="stable"), np.cumsum(images.counts)[:-1])
+    return np.sort(np.concatenate([members[:each] for members in by_class]))
+
+
+def _pinned(text_image: str) -> str:
+    """A folder, or a hub's name with the commit that it stands for now, on the hub or else in its cache."""
+    text_image = placed(text_image)
+    if not text_image or Path(text_image).is_dir():
+        return text_image
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    name, _, revision = text_image.partition("@")
+    try:
+        return f"{name}@{Path(hf_hub_download(name, 'config.json', revision=revision or None)).parent.name}"
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise UserError(
+            f"text_image {text_image!r} is neither a folder nor to be had from the Hugging Face hub or its cache "
+            f"({type(error).__name__}); correct the name, or give a folder"
+        ) from None
+
+
 def _identity_of(text_image: str) -> str:
-    """A hub's name, or what a folder holds."""
+    """A pinned name, or what a folder holds."""
     files = sorted(path for path in Path(text_image).rglob("*") if path.is_file()) if text_image else []
     listed = [[path.relative_to(text_image).as_posix(), artifacts.sha256_of(path)] for path in files]
     return hashlib.sha256(artifacts.canonical(listed).encode()).hexdigest() if listed else text_image

@@ -5,16 +5,19 @@ decides is appended to a file and never rewritten.
 """
 
 import json
+import math
 import operator
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cilkit import artifacts
+from cilkit.data import loading
 from cilkit.data.imagesets import ImageSet
 from cilkit.errors import UserError, near_name
 from cilkit.progress import bar
@@ -25,33 +28,39 @@ if TYPE_CHECKING:
 
     from cilkit.backbones import Backbone
 
-PIXELS = 1 << 22  # pixels of images that are scored at once
+PIXELS = 1 << 21  # pixels of images that are scored at once, by each of
+THREADS = min(8, os.cpu_count() or 1)
 SCORED = ("blank", "contrast", "sharpness", "agreement")  # the scores that a rule can judge, in this order
 DUPLICATES = ("first", "sharpest", "all")  # what is kept of a cluster of near-duplicates
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-RULES = {"blank": False, "duplicates": "first"}  # what `inspect` would leave out
+RULES = {"blank": False, "duplicates": "first"}  # where none are given
 BY_HAND = "by hand"
 ACCEPT, REJECT = "accept", "reject"
 
 
 def scores(
-    images: ImageSet, backbone: "Backbone | None" = None, text_image: str = "", device: str = "cpu"
+    images: ImageSet,
+    backbone: "Backbone | None" = None,
+    text_image: str = "",
+    device: str = "cpu",
+    scratch: Path | None = None,
 ) -> "pd.DataFrame":
     """Scores of every image: DataFrame image_id, class_name, contrast, sharpness, blank, duplicate_of, cluster,
     agreement.
 
-    contrast, blank: as of `inspect`. sharpness: as of `inspection.sharpness`, in grey levels.
+    contrast, sharpness: as of `inspection`, in grey levels. blank: a contrast below inspection.BLANK_RANGE.
     duplicate_of:    the first image of the class that it nearly equals, "" for none; images of different sizes are
                      never duplicates. cluster: number of the group that it forms with them, -1 for a lone image.
     agreement:       with a `backbone` as of `agreement_with_means`, with `text_image` as of `agreement_with_text`,
                      NaN with neither. device: where text_image computes; a backbone is where it was put.
+    scratch:         a folder in which the classes that are done are kept: an interrupted scoring goes on with the next.
     """
     import pandas as pd
 
     if backbone is not None and text_image:
         raise UserError("agreement was asked for with a backbone and with text_image; give one of them")
     names = np.asarray(images.class_names, dtype=object)[images.labels]
-    columns = {"image_id": images.ids, "class_name": names, **_looked_at(images)}
+    columns = {"image_id": images.ids, "class_name": names, **_looked_at(images, scratch)}
     if backbone is not None:
         columns["agreement"] = agreement_with_means(images, backbone)
     elif text_image:
@@ -61,30 +70,56 @@ def scores(
     return pd.DataFrame(columns)
 
 
-def _looked_at(images: ImageSet) -> dict[str, np.ndarray]:
+def _looked_at(images: ImageSet, scratch: Path | None) -> dict[str, np.ndarray]:
     """The scores that need the pixels only, every image decoded once; of a class, small copies are held together."""
-    import pandas as pd
+    found = np.empty((len(images), 3))  # as of `_of_a_class`
+    by_class = np.split(np.argsort(images.labels, kind="stable"), np.cumsum(images.counts)[:-1])
+    by_class = [members for members in by_class if len(members)]
+    files = [scratch and scratch / f"scores-{number:05d}.npy" for number in range(len(by_class))]
+    kept = [bool(file) and file.exists() for file in files]
+    done = sum(len(members) for members, there in zip(by_class, kept, strict=True) if there)
+    with bar("scores", len(images), done) as tick:
+        for members, file, there in zip(by_class, files, kept, strict=True):
+            rows = np.load(file) if there else _of_a_class(images.select(members), tick)
+            if file and not there:
+                artifacts.save_npy(file, rows)
+            found[members] = rows
+            firsts = rows[:, 2].astype(int)
+            found[members, 2] = np.where(firsts < 0, -1, members[firsts])
+    contrast, sharp, first = found[:, 0], found[:, 1], found[:, 2].astype(int)
+    twins, firsts = np.flatnonzero(first >= 0), np.unique(first[first >= 0])
+    cluster, duplicate_of = np.full(len(images), -1), np.full(len(images), "", dtype=object)
+    cluster[firsts] = np.arange(len(firsts))
+    cluster[twins], duplicate_of[twins] = cluster[first[twins]], images.ids[first[twins]]
+    blank = contrast < inspection.BLANK_RANGE
+    return {"contrast": contrast, "sharpness": sharp, "blank": blank, "duplicate_of": duplicate_of, "cluster": cluster}
 
-    contrast, sharp = np.empty(len(images)), np.empty(len(images))
-    twins, cluster = np.full(len(images), "", dtype=object), np.full(len(images), -1)
-    ids, groups = images.ids, 0
-    alike = pd.DataFrame(images.sizes).assign(label=images.labels).groupby(["label", 0, 1]).indices
-    with bar("scores", len(images)) as tick:
-        for (_, height, width), members in alike.items():
-            small, hashes = [], []
-            at_once = max(1, PIXELS // int(height * width))
-            for chunk in (members[piece] for piece in _pieces(len(members), at_once)):
-                pixels = np.stack(images.read(chunk))  # (b, h, w, 3)
-                contrast[chunk], sharp[chunk] = inspection.contrasts(pixels), inspection.sharpness(pixels)
-                small.append(inspection.reduced(pixels))
-                hashes.append(inspection.perceptual_hashes(pixels))
-                tick(len(chunk))
-            for twin, first in inspection.near_duplicates(np.concatenate(small), np.concatenate(hashes)).items():
-                if cluster[members[first]] < 0:
-                    cluster[members[first]], groups = groups, groups + 1
-                cluster[members[twin]], twins[members[twin]] = cluster[members[first]], ids[members[first]]
-    columns = {"contrast": contrast, "sharpness": sharp, "blank": contrast < inspection.BLANK_RANGE}
-    return columns | {"duplicate_of": twins, "cluster": cluster}
+
+def _of_a_class(images: ImageSet, tick: Callable[[int], None]) -> np.ndarray:
+    """Of images of one class, float (n, 3): contrast, sharpness, and which image each nearly equals, -1 for none.
+
+    Images are decoded while earlier ones are looked at, by several threads: at most 2 THREADS * PIXELS at once.
+    """
+    found = np.full((len(images), 3), -1.0)
+    sizes, group = np.unique(images.sizes, axis=0, return_inverse=True)
+    for number, size in enumerate(sizes.tolist()):
+        members = np.flatnonzero(group.reshape(-1) == number)
+        cuts = [members[piece] for piece in _pieces(len(members), max(1, PIXELS // math.prod(size)))]
+        pixels = (np.stack(images.read(cut)) for cut in cuts)  # (b, h, w, 3) each
+        small, hashes = [], []
+        for cut, seen in zip(cuts, loading.in_order(_seen, pixels, THREADS, THREADS), strict=True):
+            found[cut, 0], found[cut, 1] = seen[:2]
+            small.append(seen[2])
+            hashes.append(seen[3])
+            tick(len(cut))
+        for twin, first in inspection.near_duplicates(np.concatenate(small), np.concatenate(hashes)).items():
+            found[members[twin], 2] = members[first]
+    return found
+
+
+def _seen(pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+    looks = (inspection.contrasts, inspection.sharpness, inspection.reduced, inspection.perceptual_hashes)
+    return tuple(look(pixels) for look in looks)
 
 
 def agreement_with_means(images: ImageSet, backbone: "Backbone") -> np.ndarray:
@@ -98,7 +133,8 @@ def agreement_with_means(images: ImageSet, backbone: "Backbone") -> np.ndarray:
     from cilkit.data.transforms import recipe
 
     prepared = recipe("timm_test" if backbone.input.size else "none", backbone.input)
-    features = _unit(backbones.extract(backbone, images, "statistics", prepared))  # (n, dim)
+    features = backbones.extract(backbone, images, "statistics", prepared)  # (n, dim)
+    features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)  # in place: it may be large
     counts, labels = images.counts, images.labels
     sums = np.zeros((len(counts), features.shape[1]))
     np.add.at(sums, labels, features)
@@ -122,27 +158,33 @@ def _pieces(n: int, size: int) -> Iterator[np.ndarray]:
 
 
 def agreement_with_text(images: ImageSet, name: str, device: str = "cpu") -> np.ndarray:
-    """Cosine of each image with "a photo of CLASS", float (n,), by a CLIP of transformers: a hub name or a folder."""
+    """Cosine of each image with "a photo of CLASS", float (n,), by a CLIP of transformers.
+
+    name: a folder, or a hub name, with a revision as "owner/name@revision".
+    """
     import torch
     from transformers import AutoConfig, AutoImageProcessor, CLIPVisionModelWithProjection
 
     from cilkit.realms.text_embedding import TextEncoder
 
-    text = TextEncoder(name, "a photo of {name}", device=device).embed(images.class_names)  # (classes, dim)
+    name, revision = (name, None) if Path(name).is_dir() else (name.partition("@")[0], name.partition("@")[2] or None)
+    encoder = TextEncoder(name, "a photo of {name}", revision, device)
+    text = encoder.embed(images.class_names)  # (classes, dim)
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, revision=revision)
         config.vision_config.projection_dim = config.projection_dim
-        model = CLIPVisionModelWithProjection.from_pretrained(name, config=config.vision_config).to(device).eval()
-        processor = AutoImageProcessor.from_pretrained(name)
+        model = CLIPVisionModelWithProjection.from_pretrained(name, revision=revision, config=config.vision_config)
+        processor = AutoImageProcessor.from_pretrained(name, revision=revision)
     except Exception as error:  # the hub's client and damaged folders raise many unrelated classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"text_image {name!r} is no CLIP that can be loaded ({reason}); give another") from error
-    found = np.empty(len(images))
-    for rows in _pieces(len(images), 64):
-        shown = processor(images=list(images.read(rows)), return_tensors="pt").to(device)
-        with torch.no_grad():
+    model, found = model.to(device).eval(), np.empty(len(images))
+    with bar("agreement", len(images)) as tick, torch.no_grad():
+        for rows in _pieces(len(images), 64):
+            shown = processor(images=list(images.read(rows)), return_tensors="pt").to(device)
             seen = model(**shown).image_embeds.float().cpu().numpy()  # (b, dim)
-        found[rows] = (_unit(seen) * text[images.labels[rows]]).sum(axis=1)
+            found[rows] = (_unit(seen) * text[images.labels[rows]]).sum(axis=1)
+            tick(len(rows))
     return found
 
 
@@ -161,8 +203,11 @@ class Decisions:
             try:
                 row = json.loads(line or "null")
             except ValueError:
-                row = line if line.rstrip().endswith("}") else None
-                self.notes += [] if row else [f"{self.path.name}, line {number} is half written and was not read"]
+                line = line.strip()
+                row = line if line.endswith("}") else None
+                self.notes += (
+                    [] if row or not line else [f"{self.path.name}, line {number} is half written and was not read"]
+                )
             if row is not None:
                 self._keep(row, f"{self.path}, line {number}")
 
@@ -250,7 +295,10 @@ def _by_hand(scores: "pd.DataFrame", decisions: Decisions | None, reason: np.nda
     place = {image_id: row for row, image_id in enumerate(scores["image_id"])}
     for row in decisions.rows() if decisions else ():
         if row["image_id"] not in place:
-            raise UserError(f"{decisions.path} decides about {row['image_id']!r}, which the image set does not hold")
+            raise UserError(
+                f"{decisions.path} decides about {row['image_id']!r}, which the image set does not hold; "
+                "delete the line, or give the decisions about this set"
+            )
         at = place[row["image_id"]]
         found[at], reason[at] = row["decision"], f"{BY_HAND}: {row['why']}" if row["why"] else BY_HAND
     return found

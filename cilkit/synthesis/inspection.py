@@ -1,13 +1,6 @@
-"""A look at painted images before they teach anything: automatic checks, decisions that a person may overrule."""
-
-from typing import TYPE_CHECKING
+"""What can be told of an image by its pixels alone: contrast, sharpness, a perceptual hash, near-duplicates."""
 
 import numpy as np
-
-from cilkit.data.imagesets import ImageSet
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BLANK_RANGE = 32  # grey levels of 255 between the 1st and 99th percentile of brightness: less is a blank image
 HASH_SIDE = 8  # the perceptual hash has HASH_SIDE * HASH_SIDE bits
@@ -16,42 +9,6 @@ PIXEL_DISTANCE = 8.0  # and the mean absolute difference of their pixels, in gre
 SAMPLED = 128  # rows and columns of a large image, at least, from which its contrast is taken
 REDUCED = 32  # pixels on a side of the copies by which images of a large set are compared
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # of R, G, B (Rec. 601)
-
-
-def inspect(images: ImageSet, size: int | None = None) -> "pd.DataFrame":
-    """Check every image: DataFrame image_id, class_name, contrast, blank, duplicate_of, wrong_size, decision.
-
-    size: pixels on a side expected (None: the size that most images have). contrast: grey levels between the 1st and
-    99th percentile of brightness. duplicate_of: the first image of the class that it nearly equals, "" for none.
-    decision: "keep" or "drop"; edit this column to overrule it, then `keep_good`. Images of several sizes cannot be
-    compared, so then only the sizes are judged.
-    """
-    import pandas as pd
-
-    heights, widths = _sizes(images)
-    size = size or int(np.bincount(np.concatenate([heights, widths])).argmax())
-    wrong = (heights != size) | (widths != size)
-    ids, names = images.ids, np.asarray(images.class_names, dtype=object)[images.labels]
-    contrast, twins = np.full(len(images), np.nan), np.full(len(images), "", dtype=object)
-    if len(set(zip(heights.tolist(), widths.tolist(), strict=True))) == 1:
-        pixels = images.images()
-        contrast = contrasts(pixels)
-        for label in np.unique(images.labels):
-            members = np.flatnonzero(images.labels == label)
-            for twin, first in near_duplicates(pixels[members]).items():
-                twins[members[twin]] = ids[members[first]]
-    blank = contrast < BLANK_RANGE
-    bad = blank | (twins != "") | wrong
-    columns = {"image_id": ids, "class_name": names, "contrast": contrast, "blank": blank, "duplicate_of": twins}
-    return pd.DataFrame(columns | {"wrong_size": wrong, "decision": np.where(bad, "drop", "keep")})
-
-
-def _sizes(images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
-    manifest = images.manifest
-    if manifest is not None:
-        return manifest["height"].to_numpy(), manifest["width"].to_numpy()
-    height, width = images.images().shape[1:3]
-    return np.full(len(images), height), np.full(len(images), width)
 
 
 def contrasts(pixels: np.ndarray) -> np.ndarray:
@@ -77,7 +34,7 @@ def perceptual_hashes(pixels: np.ndarray) -> np.ndarray:
 
 def _brightness(pixels: np.ndarray) -> np.ndarray:
     """uint8 (n, h, w, 3) -> float32 (n, h, w)."""
-    return np.stack([image @ LUMINANCE for image in pixels])
+    return np.stack([image.astype(np.float32) @ LUMINANCE for image in pixels])
 
 
 def _averaged(grey: np.ndarray, parts: int, axis: int) -> np.ndarray:
@@ -128,10 +85,3 @@ def near_duplicates(pixels: np.ndarray, hashes: np.ndarray | None = None) -> dic
             if twin not in found and np.abs(pixels[first].astype(np.float32) - pixels[twin]).mean() <= PIXEL_DISTANCE:
                 found[twin] = first
     return found
-
-
-def keep_good(images: ImageSet, table: "pd.DataFrame") -> ImageSet:
-    """The images whose decision is "keep"; UserError naming a class that would have none left."""
-    kept = set(table.loc[table["decision"] == "keep", "image_id"])
-    good = images.select(np.flatnonzero([image_id in kept for image_id in images.ids]))
-    return good.keep_classes(images.class_names)
