@@ -76,21 +76,21 @@ def test_scores_do_not_depend_on_threads_or_how_many_images_are_held_at_once(ima
 
 
 def test_a_bounded_number_of_images_is_in_memory(images, monkeypatch):
-    """Read ahead of what was looked at: as many pieces as there are threads, and the one that waits."""
     monkeypatch.setattr(curation, "PIXELS", 32 * 32)
     monkeypatch.setattr(curation, "THREADS", 2)
     read, looked, most = [], [], []
     take, look = ImageSet.read, curation._seen
-    monkeypatch.setattr(ImageSet, "read", lambda one, rows: (read.extend(rows), take(one, rows))[1])
+    monkeypatch.setattr(ImageSet, "read", lambda one, rows: (read.append(1), take(one, rows))[1])
 
     def seen(pixels):
-        looked.append(1)
         most.append(len(read) - len(looked))
-        return look(pixels)
+        found = look(pixels)
+        looked.append(1)
+        return found
 
     monkeypatch.setattr(curation, "_seen", seen)
     curation.scores(images.of_classes([0]))
-    assert len(looked) == 40 and max(most) <= 3
+    assert len(looked) == 40 and len(read) == 41 and max(most) <= 3  # the first reading is of one image
 
 
 def test_an_interrupted_scoring_goes_on_with_the_next_class(images, table, monkeypatch, tmp_path):

@@ -78,6 +78,7 @@ def _looked_at(images: ImageSet, scratch: Path | None) -> dict[str, np.ndarray]:
     files = [scratch and scratch / f"scores-{number:05d}.npy" for number in range(len(by_class))]
     kept = [bool(file) and file.exists() for file in files]
     done = sum(len(members) for members, there in zip(by_class, kept, strict=True) if there)
+    images.read(slice(0, 1))  # a set that fits into memory is decoded here as a whole, not by every thread
     with bar("scores", len(images), done) as tick:
         for members, file, there in zip(by_class, files, kept, strict=True):
             rows = np.load(file) if there else _of_a_class(images.select(members), tick)
@@ -98,16 +99,16 @@ def _looked_at(images: ImageSet, scratch: Path | None) -> dict[str, np.ndarray]:
 def _of_a_class(images: ImageSet, tick: Callable[[int], None]) -> np.ndarray:
     """Of images of one class, float (n, 3): contrast, sharpness, and which image each nearly equals, -1 for none.
 
-    Images are decoded while earlier ones are looked at, by several threads: at most 2 THREADS * PIXELS at once.
+    THREADS read and look at PIXELS each at once; of what they saw, small copies stay.
     """
     found = np.full((len(images), 3), -1.0)
     sizes, group = np.unique(images.sizes, axis=0, return_inverse=True)
     for number, size in enumerate(sizes.tolist()):
         members = np.flatnonzero(group.reshape(-1) == number)
         cuts = [members[piece] for piece in _pieces(len(members), max(1, PIXELS // math.prod(size)))]
-        pixels = (np.stack(images.read(cut)) for cut in cuts)  # (b, h, w, 3) each
+        look = lambda cut: _seen(np.stack(images.read(cut)))  # noqa: E731
         small, hashes = [], []
-        for cut, seen in zip(cuts, loading.in_order(_seen, pixels, THREADS, THREADS), strict=True):
+        for cut, seen in zip(cuts, loading.in_order(look, cuts, THREADS, THREADS), strict=True):
             found[cut, 0], found[cut, 1] = seen[:2]
             small.append(seen[2])
             hashes.append(seen[3])
@@ -117,7 +118,7 @@ def _of_a_class(images: ImageSet, tick: Callable[[int], None]) -> np.ndarray:
     return found
 
 
-def _seen(pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+def _seen(pixels: np.ndarray) -> tuple[np.ndarray, ...]:  # uint8 (b, h, w, 3)
     looks = (inspection.contrasts, inspection.sharpness, inspection.reduced, inspection.perceptual_hashes)
     return tuple(look(pixels) for look in looks)
 
