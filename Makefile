@@ -81,7 +81,7 @@ clean:
 	$(INSTALL_WITH_$(INSTALLER))
 	touch $@
 
-.venv/.all: EXTRAS := lab,test,llm,scale
+.venv/.all: EXTRAS := lab,test,llm,scale,lora
 .venv/.all: .venv/.ok
 	$(INSTALL_WITH_$(INSTALLER))
 	touch $@
