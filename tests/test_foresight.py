@@ -1,10 +1,12 @@
 """Asking a model that does not always answer: attempts, rounds, protocols, the journal, and corrections by hand."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from cilkit import artifacts
+from cilkit import artifacts, realms
 from cilkit.errors import UserError
 from cilkit.realms import Realm, Report, foresee, prompts
 from cilkit.realms.backends import NoReply
@@ -108,6 +110,22 @@ def test_rounds_end_when_the_model_has_no_more():
     realm, report = foresee("seats", model, classes=9, rounds=5)
     assert len(realm) == 2 and len(model.asked) == 5
     assert report.repairs[-1].what == "the model has no more" and report.repairs[-1].before == "9 classes asked for"
+
+
+def test_a_subtype_that_gave_nothing_new_is_not_asked_the_same_again():
+    model = Scripted(SOFAS, rows("divan"), rows("stool"), rows("divan"), rows("bench"), rows("pew"))
+    realm, report = foresee("seats", model, classes=5, rounds=2)
+    assert [messages[3]["content"] for messages in model.asked[3:]] == ["sofas", "chairs", "chairs"]
+    assert realm.concept_names == ["divan", "stool", "bench", "pew"] and len(realm.replies) == 6
+    assert report.count("repeated name") == 1
+
+
+@pytest.mark.parametrize("subtype", ["", " ", 1990, None, "a\nb"])
+def test_subtypes_that_are_no_names_stop_before_any_question(subtype):
+    model = Scripted()
+    with pytest.raises(UserError, match="is no name; expected a plain text"):
+        foresee("seats", model, subtypes=["sofas", subtype])
+    assert not model.asked
 
 
 def test_the_list_of_names_that_a_model_is_told_has_a_bounded_length():
@@ -299,11 +317,47 @@ def test_frozen_and_read_back_it_is_the_same_realm(own_root, tmp_path):
     again = foresee(str(folder))
     assert again.concepts == realm.concepts and again.replies == realm.replies
     assert freeze(realm, folder) == folder  # a realm may be written over
+    (folder / "realm.json").unlink()  # written last: a freezing was killed before it
+    assert freeze(realm, folder) == folder and foresee(str(folder)).concepts == realm.concepts
     assert foresee(str(folder)).artifact == again.artifact
     (tmp_path / "kept" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds something else than a realm"):
         freeze(realm, tmp_path / "kept")
     assert (tmp_path / "kept" / "notes.txt").read_text() == "mine"
+
+
+def test_a_realm_s_folder_counts_by_what_is_read_not_by_clock_and_host(own_root):
+    from cilkit.road.foreseeing import foresee
+
+    folder = foresee("ornaments and shapes").artifact.path
+    before = foresee(str(folder)), foresee("ornaments and shapes", llm=str(folder))
+    (folder / "measured.json").write_text('{"host": "another"}')
+    after = foresee(str(folder)), foresee("ornaments and shapes", llm=str(folder))
+    assert [realm.artifact.key for realm in after] == [realm.artifact.key for realm in before]
+
+
+LIVE = [  # kind, protocol, a reply of one class, the prompt
+    ("object", '{"classes": [{"name": "elm", "scientific_name": "Ulmus", "description": "tall"}]}', "elm: tall"),
+    ("biological", '{"classes": [{"name": "elm", "scientific_name": "", "description": "tall"}]}', "a elm: tall"),
+    ("biological", "1; Ulmus; elm; tall\n\n2; Tilia; lime; wide", "a elm (Ulmus): tall"),
+    ("object", "1; elm; tall", "elm: tall"),
+    ("object", '{"classes": [{"name": "elm"}]}', None),
+    ("object", '{"classes": [{"name": "elm", "scientific_name": null, "description": 7}, {"name": "oak"}]}', None),
+    ("object", '[{"name": "elm", "description": "tall"}]', None),
+    ("object", '```json\n{"classes": [{"name": "elm", "scientific_name": "", "description": "tall"}]}\n```', None),
+]
+
+
+@pytest.mark.parametrize("kind, reply, prompt", LIVE)
+def test_notebook_01_s_prompts_by_hand_are_the_artifact_s_whatever_a_live_model_says(kind, reply, prompt):
+    notebook = Path(__file__).resolve().parent.parent / "notebooks" / "01_realm_prompting.ipynb"
+    cells = ["".join(cell["source"]) for cell in json.loads(notebook.read_text())["cells"]]
+    (by_hand,) = [source for source in cells if "by_hand = " in source]
+    asked, _ = foresee("trees", Scripted(reply), kind=kind, subtypes=["broad-leaved"])
+    names = {"asked": asked, "llm": "endpoint:x", "realm": "trees", "template": "", "realms": realms, "repairs": []}
+    exec(by_hand, names | {"book": SimpleNamespace(record=lambda **numbers: names.update(numbers))})
+    assert prompt is None or f"A photograph of {prompt}" in {concept.prompt for concept in asked.concepts}
+    assert prompt is None or names["prompts_that_differ"] == 0
 
 
 def test_journal_finds_by_messages_and_replaces(tmp_path):

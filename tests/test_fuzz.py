@@ -140,12 +140,13 @@ def _asked(home):
             realm, report = foresee(
                 f"theme {seed}", model, kind=kind, subtypes=subtypes, journal=Journal(folder), **settings
             )
+        except UserError as sentence:
+            refused.append(str(sentence))
+        else:
             realm.save(folder)
             assert Realm.load(folder) == realm
             realms.append(realm)
             reports.append(report)
-        except UserError as sentence:
-            refused.append(str(sentence))
         answered, seed = answered + model.asked, seed + 1
     return realms, reports, refused
 

@@ -136,8 +136,8 @@ def test_latin_names_of_lists_and_json():
     (row,), report = classes('[{"latin_name": "Siren lacertina", "common_name": "", "description": "x"}]', "biological")
     assert (row.name, row.scientific_name) == ("Siren lacertina", "Siren lacertina")
     assert report.count("empty common name") == 1
-    (row,), _ = classes('[{"name": "olm", "scientific_name": "N/A", "description": "x"}]', "biological")
-    assert (row.name, row.scientific_name) == ("olm", "")
+    (row,), report = classes('[{"name": "olm", "scientific_name": "N/A", "description": "x"}]', "biological")
+    assert (row.name, row.scientific_name) == ("olm", "") and report.count("no scientific name") == 1
 
 
 def test_a_reply_cut_at_max_tokens_loses_its_last_line_only():
@@ -154,12 +154,28 @@ def test_text_from_a_model_loses_markup_controls_and_formulas():
         ("a < b", "5 < 6"),
     ]
     assert report.count("markup") == 2 and report.count("control characters") == 1
+    assert report.count("formula signs") == 2 and report.count("stray spaces") == 0
     assert "\\x00" in report.repairs[0].before and "\u202e" not in report.repairs[0].before
 
 
 def test_character_references_are_resolved_before_tags_are_taken_out():
     (row,), report = classes('[{"name": "salt &amp; pepper &lt;i&gt;mill&lt;/i&gt;", "description": "x"}]')
     assert row.name == "salt & pepper mill" and len(report) == 1
+
+
+def test_dollars_leave_no_space_behind():
+    (row,), report = classes("1; $ five $; Two $ notes $ folded.")
+    assert (row.name, row.description) == ("five", "Two notes folded.") and report.count("formula signs") == 2
+
+
+def test_a_report_of_any_characters_is_read_back_line_by_line(tmp_path):
+    report = Report()
+    for text in ("one\rtwo", "\u2028", "\x1c;", 'a "b",\nc', "\ud800"):
+        report.add("reply 1", "unreadable", text, text)
+    report.frame().to_csv(tmp_path / "repairs.csv", index=False)
+    with open(tmp_path / "repairs.csv", newline="", encoding="utf-8") as file:
+        assert [row["before"] for row in csv.DictReader(file)] == [one.before for one in report.repairs]
+    assert report.repairs[0].before == "one\\rtwo"
 
 
 def test_long_names_end_at_a_word():

@@ -200,13 +200,20 @@ def test_broken_files_are_one_sentence(tmp_path):
     (tmp_path / "realm.json").write_text('{"name": "x"}')
     with pytest.raises(UserError, match="kind is missing"):
         Realm.load(tmp_path)
+    (tmp_path / "realm.json").write_text(
+        '{"name": "x", "kind": "animal", "replies": [{"subtype": "y", "text": "1; z; d"}]}'
+    )
+    with pytest.raises(UserError, match="realm kind 'animal' is unknown"):
+        Realm.load(tmp_path)
     (tmp_path / "realm.json").write_text('{"name": "x", "kind": "object"}')
     with pytest.raises(UserError, match="neither realm.csv nor replies/"):
         Realm.load(tmp_path)
     for text, expected in [
         ("a,b\n1,2\n", "line 1: expected the columns"),
         ("subtype,name,scientific_name,description,prompt\nx,y\n", "line 2: expected 5 fields"),
-        ("subtype,name,scientific_name,description,prompt\nx,,,d,p\n", "line 2: expected a name and a prompt"),
+        ("subtype,name,scientific_name,description,prompt\nx,,,d,p\n", "line 2: '' cannot name a concept"),
+        ("subtype,name,scientific_name,description,prompt\nx,y,,d,\n", "line 2: expected a prompt"),
+        ("subtype,name,scientific_name,description,prompt\nx,y\u202e,,d,p\n", "line 2: .* cannot name a concept"),
         ('subtype,name,scientific_name,description,prompt\nx,y,"z,d,p\n', "expected CSV text"),
     ]:
         (tmp_path / "realm.csv").write_text(text)

@@ -116,7 +116,7 @@ class Replayed:
         if found is None:
             raise UserError(
                 f"no kept reply in {self.folder.name} answers {messages[-1]['content']!r:.200} as it is asked now "
-                f"(prompts version {VERSION}); keep the defaults of foresee, or ask a live model"
+                f"(prompts version {VERSION}); ask as it was asked then, or ask a live model"
             )
         return found
 

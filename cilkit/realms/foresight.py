@@ -56,8 +56,8 @@ def foresee(
         raise UserError('a free realm needs a template of its own, e.g. template="A pencil drawing of {name}"')
     given = [] if isinstance(subtypes, int) else list(dict.fromkeys(subtypes))
     for subtype in given:
-        if not (isinstance(subtype, str) and subtype.strip()):
-            raise UserError(f"subtype {subtype!r} is no name; expected a text, e.g. 'owls' or '1990s'")
+        if not (isinstance(subtype, str) and subtype.strip() and subtype.isprintable()):
+            raise UserError(f"subtype {subtype!r} is no name; expected a plain text, e.g. 'owls' or '1990s'")
     count = len(given) or subtypes or prompts.SUBTYPES
     model = backend(llm, name, **(options or {}))
     asking = _Asking(model, name, kind, count, per_subtype, max(attempts, 1), journal or Journal())

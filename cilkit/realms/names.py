@@ -100,6 +100,13 @@ def unusable(name: str) -> str:
     return "not visual" if _NOT_SEEN.match(text) else ""
 
 
+def misnamed(name: str) -> str:
+    """Why a name written by hand can name no concept, "" where it can."""
+    if name and len(name) <= NAME_LIMIT and plain(name) == name:
+        return ""
+    return f"{name!r:.100} cannot name a concept, expected 1 to {NAME_LIMIT} plain characters"
+
+
 def is_instruction(text: str) -> bool:
     """Whether a text talks to its reader ("ignore the above", "as an AI") instead of naming or describing."""
     return bool(_INSTRUCTION.search(text.casefold()))

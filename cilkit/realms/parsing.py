@@ -102,16 +102,18 @@ def shown(text: str) -> str:
     text = text[:SHOWN]
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c.isspace() else ascii(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def tidy(text: str, where: str, report: Report) -> str:
     """The text without markup, control characters, formula signs, bold marks, stray spaces; reported if changed."""
-    unmarked = without_markup(text) if "<" in text or "&" in text or not text.isascii() else text
-    tidied = re.sub(r"^[=+@-]+(?=\w)", "", plain(unmarked))  # a spreadsheet would take it for a formula
-    tidied = tidied.replace("$", "") if tidied.count("$") > 1 else tidied  # figures would read mathematics between two
+    unmarked = plain(without_markup(text) if "<" in text or "&" in text or not text.isascii() else text)
+    tidied = re.sub(r"^[=+@-]+(?=\w)", "", unmarked)  # a spreadsheet would take it for a formula
+    if tidied.count("$") > 1:  # between two of them a notebook's page reads mathematics
+        tidied = plain(tidied.replace("$", ""))
     if tidied != text:
         what = "control characters" if visible(text) != text else "stray spaces"
+        what = "formula signs" if tidied != unmarked else what
         what = "markup" if "<" in text and "<" not in tidied else "bold marks" if "**" in text else what
         report.add(where, what, text, tidied)
     return tidied

@@ -127,13 +127,11 @@ class Realm:
                 hint = near_name(name, self.concept_names)
                 raise UserError(f"realm {self.name!r} has no concept {name!r}{hint}; see realm.concept_names")
         for name in [*rename.values(), *(one.get("name", "") for one in add)]:
-            if not name or len(name) > names.NAME_LIMIT or names.plain(name) != name:
-                raise UserError(
-                    f"{name!r:.100} cannot name a concept; expected 1 to {names.NAME_LIMIT} plain characters"
-                )
+            if problem := names.misnamed(name):
+                raise UserError(problem)
         dropped = set(map(parsing.normal, drop))
         renamed = {parsing.normal(old): new for old, new in rename.items()}
-        described = {parsing.normal(name): text for name, text in describe.items()}
+        described = {parsing.normal(name): names.plain(text) for name, text in describe.items()}
         concepts = []
         for concept in self.concepts:
             key = parsing.normal(concept.name)
@@ -243,8 +241,9 @@ def _from_table(path: Path, name: str, kind: str | None, report: parsing.Report)
         rows = names.merged(tables.published_rows(form, table, report), report)
         return replace(Realm.from_rows(name, kind or form, rows), synonyms=names.synonyms_of(rows, report))
     for where, record in table:
-        if not record["name"].strip() or not record["prompt"].strip():
-            raise UserError(f"{where}: expected a name and a prompt, found an empty field; correct the line")
+        problem = names.misnamed(record["name"]) or ("expected a prompt" if not record["prompt"].strip() else "")
+        if problem:
+            raise UserError(f"{where}: {problem}; correct the line")
     concepts = tuple(Concept(**record) for _, record in table)
     guessed = "biological" if any(concept.scientific_name for concept in concepts) else "object"
     return Realm(name, kind or guessed, tuple(dict.fromkeys(concept.subtype for concept in concepts)), concepts)
