@@ -118,7 +118,7 @@ def test_what_a_card_tells(tmp_path, licensed):
         "Images of the realm great tit",
         "20 of 100 images (20.0 %) were left out.",
         "Rules: blank False, sharpness >=3.",
-        "1 of 2: robin 1",
+        "1 (it has 2 classes): robin 1",
         "font-renderings" if licensed else "some-model",
         "the fonts have matplotlib's" if licensed else "not known (ask before the images are passed on)",
         "30 to 50",
@@ -142,6 +142,12 @@ def test_equal_facts_give_equal_bytes_and_a_base_is_kept(tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     kept = json.loads((tmp_path / "a" / "card.json").read_text())
     assert kept["realm"]["name"] == "great tit" and kept["images"] == 8
+
+
+def test_an_empty_list_of_reasons_is_no_table():
+    page = rendered(cards.markdown(cards.card(counts={"robin": 8}, rejected={}, rules={})))
+    text = "".join(page.text)
+    assert "0 of 8 images (0.0 %) were left out. Rules: none." in text and "reason" not in text
 
 
 def test_a_thousand_classes_make_no_endless_page():

@@ -98,7 +98,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
     """A card as Markdown; every text in it is escaped."""
     counts, realm = facts["classes"], facts.get("realm", {})
     span = dict.fromkeys([min(counts.values(), default=0), max(counts.values(), default=0)])
-    about = {"images": facts["images"], "classes": len(counts), "images a class": " to ".join(map(str, span))}
+    about = {"images": f"{facts['images']:,}", "classes": len(counts), "images a class": " to ".join(map(str, span))}
     parts = [f"# Images of the realm {escaped(realm['name'])}" if realm else "# Images"]
     parts.append(_table(about | {"prompt style": facts["style"] or "not told"}))
     if realm:
@@ -108,21 +108,20 @@ def markdown(facts: Mapping[str, Any]) -> str:
         generator = facts["generator"]
         known = {"name": generator["id"], "sha256": generator["digest"]}
         known["licence"] = generator["licence"] or "not known (ask before the images are passed on)"
-        parts += [
-            "## Generator",
-            _table(known | {key.replace("_", " "): v for key, v in generator["settings"].items()}),
-        ]
+        settings = {key.replace("_", " "): value for key, value in generator["settings"].items()}
+        parts += ["## Generator", _table(known | settings)]
     if "rejected" in facts:
         out, rules = sum(facts["rejected"].values()), escaped(_listed(facts["rules"]) or "none")
         everything = out + facts["images"]
         share = f"{out:,} of {everything:,} images ({100 * out / max(everything, 1):.1f} %) were left out."
-        parts += ["## Left out", f"{share} Rules: {rules}.", _table(facts["rejected"], ("reason", "images"))]
+        parts += ["## Left out", f"{share} Rules: {rules}."]
+        parts += [_table(facts["rejected"], ("reason", "images"))] if out else []
     if "overlaps" in facts:
         told = {
-            name: f"{len(found['concepts'])} of {found['classes']}: {', '.join(found['concepts'])}"
+            name: f"{len(found['concepts'])} (it has {found['classes']} classes): {', '.join(found['concepts'])}"
             for name, found in facts["overlaps"].items()
         }
-        parts += ["## Overlap with benchmarks", _table(told, ("benchmark", "classes foreseen"))]
+        parts += ["## Overlap with benchmarks", _table(told, ("benchmark", "concepts that are one of its classes"))]
     parts += ["## Classes", _table(dict(list(counts.items())[:SHOWN]), ("class", "images"))]
     if len(counts) > SHOWN:
         parts.append(f"and {len(counts) - SHOWN:,} more in `{CARD}`.")
@@ -137,4 +136,5 @@ def _listed(facts: Mapping[str, Any]) -> str:
 
 def _table(rows: Mapping[str, Any], head: tuple[str, str] = ("", "")) -> str:
     lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {escaped(name)} | {escaped(value)} |" for name, value in rows.items())])
+    shown = {name: "none" if value in (None, "") else value for name, value in rows.items()}
+    return "\n".join([*lines, *(f"| {escaped(name)} | {escaped(value)} |" for name, value in shown.items())])
