@@ -3,13 +3,17 @@
 import errno
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 
 import pytest
 from squares import files_of, wait_for
 
+from cilkit import locks
 from cilkit.data.shards import open_set
 from cilkit.errors import UserError
 from cilkit.realms import foresee
@@ -37,7 +41,7 @@ def begun(plan, folder) -> Job:
 def at_work(job: Job) -> dict[int, int]:
     """Shard -> the process that holds its claim."""
     claims = [path for path in (job.path / "claims").glob("*.claim") if not path.name.startswith(".")]
-    return {int(path.stem): json.loads(path.read_text())["pid"] for path in claims}
+    return {int(path.stem): held["pid"] for path in claims if (held := locks._claim_of(path))}
 
 
 def worker(job: Job, *arguments: str) -> subprocess.Popen:
@@ -129,3 +133,42 @@ def test_manifest_is_whole_after_a_crew(plan, alone, tmp_path):
     paint_plan(plan, "font-renderings", tmp_path, workers=3, shard_size=32)
     images = open_set(tmp_path, verify=True)
     assert images.ids.tolist() == plan["image_id"].tolist() and files_of(tmp_path) == alone
+
+
+PARENT = """
+from cilkit.realms import foresee
+from cilkit.synthesis import make_plan, paint_plan
+plan = make_plan(foresee("ornaments and shapes")[0], 11, seed=5, batch_size=8)
+paint_plan(plan, "font-renderings", {folder!r}, workers=2, shard_size=32)
+"""
+
+
+def files_so_far(folder) -> int:
+    return len([*folder.glob("scratch/*/*-*.parquet"), *folder.glob("*.tar")])
+
+
+@pytest.mark.slow
+def test_ten_kills_of_workers_and_parents_change_no_byte(tmp_path):
+    """517 images, 65 batches; a kill follows once anything was painted since the one before."""
+    folder, rng, killed = tmp_path / "killed", random.Random(0), []
+    command = [sys.executable, "-c", PARENT.format(folder=str(folder))]
+    environment = {**os.environ, **crew.worker_environment()}
+    parent = subprocess.Popen(command, env=environment)
+    while len(killed) < 10:
+        before = files_so_far(folder)
+        wait_for(lambda: files_so_far(folder) != before or parent.poll() is not None)  # noqa: B023
+        assert parent.poll() is None, "it ended before it was killed"
+        time.sleep(rng.uniform(0, 0.05))
+        jobs = [Job(path.parent) for path in folder.glob("scratch/*/order.json")]
+        hands = [pid for job in jobs for pid in at_work(job).values()]
+        victim = rng.choice([parent.pid, *hands])
+        with suppress(ProcessLookupError):  # its claim outlived it
+            os.kill(victim, signal.SIGKILL)
+            killed.append(victim)
+        if victim == parent.pid:
+            parent.wait()
+            parent = subprocess.Popen(command, env=environment)
+    assert parent.wait(timeout=60) == 0
+    large = make_plan(foresee("ornaments and shapes")[0], 11, seed=5, batch_size=8)
+    paint_plan(large, "font-renderings", tmp_path / "undisturbed", shard_size=32)
+    assert files_of(folder) == files_of(tmp_path / "undisturbed")

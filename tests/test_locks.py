@@ -1,5 +1,6 @@
 """Claims: one holder at a time, a dead one is replaced, and one that was taken for dead learns of it."""
 
+import errno
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -141,3 +143,32 @@ def test_clocks_of_two_machines_may_differ(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(time, "time", lambda: os.stat(tmp_path).st_mtime + 3600)
     assert claim(tmp_path / "shard") is None and held.still_ours()
+
+
+def test_a_claim_cut_off_in_its_writing_is_taken_over_after_a_silence(tmp_path, monkeypatch):
+    (tmp_path / "shard").touch()
+    assert claim(tmp_path / "shard") is None
+    monkeypatch.setattr(locks, "SILENCE", -1.0)
+    assert claim(tmp_path / "shard").still_ours()
+
+
+def test_a_file_system_that_does_not_answer_is_no_thief(tmp_path, monkeypatch):
+    held = claim(tmp_path / "shard")
+
+    def away(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr(Path, "read_text", away)
+        held.still_ours()
+    assert held.still_ours()
+
+
+def test_a_full_disk_leaves_no_claim(tmp_path, monkeypatch):
+    def full(who, file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(json, "dump", full)
+        claim(tmp_path / "shard")
+    assert not list(tmp_path.iterdir())

@@ -2,9 +2,11 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from cilkit.data.shards import open_set
 from cilkit.errors import Stopped, UserError
 from cilkit.realms import foresee
 from cilkit.synthesis import crew, make_plan, paint_plan, plan_hash
-from cilkit.synthesis.job import Brush
+from cilkit.synthesis.job import Brush, Job, work
 from cilkit.synthesis.plan import write_plan
 
 PACKAGE = Path(artifacts.__file__).resolve().parent.parent
@@ -36,9 +38,9 @@ def undisturbed(plan, tmp_path_factory):
 
 
 def test_image_set_with_provenance(plan, undisturbed, tmp_path):
-    measured = paint_plan(plan, Squares(), tmp_path, shard_size=10)
+    facts = {"realm": "ornaments and shapes"}
+    measured = paint_plan(plan, Squares(), tmp_path, shard_size=10, facts=facts)
     assert measured["images"] == 63 and measured["images_per_second"] > 0
-    assert files_of(tmp_path) == undisturbed
     assert list(undisturbed) == [f"{number:05d}.tar" for number in range(8)] + ["manifest.parquet"]  # 2 batches a shard
     images = open_set(tmp_path, verify=True)
     assert images.ids.tolist() == plan["image_id"].tolist()
@@ -47,6 +49,7 @@ def test_image_set_with_provenance(plan, undisturbed, tmp_path):
     assert rows["prompt"].tolist() == plan["prompt"].tolist() and rows["seed"].tolist() == plan["seed"].tolist()
     assert rows["batch_id"].tolist() == plan["batch_id"].tolist() and rows["batch_size"].tolist() == [4] * 60 + [3] * 3
     for column, value in {
+        **facts,
         "generator_id": "squares",
         "generator_digest": "d" * 64,
         "scheduler": "none",
@@ -181,6 +184,48 @@ def test_full_disk_is_one_sentence_and_painting_goes_on_later(
     assert 0 < again.painted < 63 and files_of(tmp_path) == undisturbed
 
 
+def test_read_only_disk_is_one_sentence(plan, tmp_path, monkeypatch):
+    def read_only(path, *content):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match="may not be written to; 0 of 63 images are kept"),
+    ):
+        patch.setattr(artifacts, "write_parquet", read_only)
+        paint_plan(plan, Squares(), tmp_path)
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: read_only(""))
+    with pytest.raises(UserError, match="may not be written to; what was painted is kept"):
+        paint_plan(plan, Squares(), tmp_path / "new")
+
+
+def test_unrelated_calls_on_one_folder_share_the_work(plan, undisturbed, tmp_path):
+    with ThreadPoolExecutor(3) as callers:
+        calls = [callers.submit(paint_plan, plan, Squares(0.003), tmp_path, shard_size=10) for _ in range(3)]
+        assert sum(call.result()["images"] for call in calls) == 63
+    assert files_of(tmp_path) == undisturbed and not (tmp_path / "scratch").exists()
+
+
+def test_a_worker_that_comes_too_late_leaves_quietly_and_one_whose_job_was_deleted_says_so(plan, tmp_path):
+    job = Job.begin(plan, Squares(), tmp_path / "set", tmp_path / "scratch", 10)
+    late = Job(job.path)
+    assert late.kept() == 0
+    shutil.rmtree(job.path)
+    with pytest.raises(UserError, match="was removed while it was painting; paint again"):
+        late.claim(7)
+    paint_plan(plan, Squares(), tmp_path / "set", scratch=tmp_path / "scratch", shard_size=10)
+    late.close()
+    assert late.claim(7) is None and late.unfinished() == [] and not job.path.exists()
+
+
+def test_two_sets_that_share_a_scratch_folder_are_two_jobs(plan, undisturbed, tmp_path):
+    jobs = [Job.begin(plan, Squares(), tmp_path / name, tmp_path / "scratch", 10) for name in ("one", "two")]
+    for job in jobs:
+        list(work(job, Squares()))
+        job.close()
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two") == undisturbed
+
+
 def test_folder_of_another_plan_or_generator_is_left_alone(plan, undisturbed, tmp_path):
     paint_plan(plan, Squares(), tmp_path, shard_size=10)
     other = make_plan(foresee("ornaments and shapes")[0].first(9), 7, seed=6, batch_size=4)
@@ -191,6 +236,27 @@ def test_folder_of_another_plan_or_generator_is_left_alone(plan, undisturbed, tm
     with pytest.raises(UserError, match="holds images of another plan or generator"):
         paint_plan(plan, changed, tmp_path, shard_size=10)
     assert files_of(tmp_path) == undisturbed
+
+
+def test_what_a_stopped_painting_left_is_not_mixed_with_another_generator_s_images(plan, undisturbed, tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    changed = Squares()
+    changed.digest = "e" * 64
+    Job.begin(plan, changed, tmp_path, tmp_path / "scratch", 10)  # no image yet: it makes room
+    with pytest.raises(Stopped):
+        paint_plan(plan, Squares(), tmp_path, shard_size=10, progress=stop)
+    with pytest.raises(UserError, match=r"holds images of another plan or generator \(.*scratch/"):
+        paint_plan(plan, changed, tmp_path, shard_size=10)
+    paint_plan(plan, Squares(), tmp_path, shard_size=10)
+    assert files_of(tmp_path) == undisturbed
+    (tmp_path / "manifest.parquet").rename(tmp_path / "00020.rows.parquet")  # a shard that this plan has not
+    with pytest.raises(UserError, match="holds images of another plan or generator"):
+        paint_plan(plan, Squares(), tmp_path, shard_size=10)
+    (tmp_path / "manifest.parquet").write_bytes(b"broken")
+    with pytest.raises(UserError, match="manifest.parquet is damaged; see `cilkit doctor"):
+        paint_plan(plan, Squares(), tmp_path, shard_size=10)
 
 
 def test_generator_that_paints_something_else_is_stopped(plan, tmp_path):

@@ -177,6 +177,21 @@ def test_a_duplicated_id(folder):
     assert "2 times" in finding.text
 
 
+def test_a_set_that_is_being_painted_is_left_alone(folder):
+    (folder / "scratch/job").mkdir(parents=True)
+    (folder / "scratch/job/order.json").write_text("{}")
+    assert kinds(folder) == [("leftover", "scratch")]  # the manifest says that it is whole
+    (folder / MANIFEST).unlink()
+    (folder / ".00003.tar.12.tmp").write_bytes(b"half")  # a worker is writing it
+    assert kinds(folder) == [("unfinished", folder.name)] and "paint again" in str(examine(folder)[0])
+    with pytest.raises(UserError, match="is being painted, or was stopped: paint again"):
+        rebuild(folder)
+    flip(folder / "00001.tar", 560)
+    assert ("altered", "00001.tar") in kinds(folder)
+    shutil.rmtree(folder / "scratch")
+    assert ("manifest", MANIFEST) in kinds(folder)
+
+
 def test_leftovers(folder):
     artifacts.write_parquet(folder / "00001.rows.parquet", open_set(folder).manifest.iloc[6:12])
     (folder / ".00003.tar.12.tmp").write_bytes(b"half")

@@ -321,3 +321,12 @@ def test_the_stand_in_of_a_large_set_opens_fast_and_is_read_in_little_memory():
     command = [sys.executable, str(script), "--images", "20000", "--batches", "1"]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
     assert set(found["kinds"]) == {"flat", "jpeg"} and found["value"] <= 1 and found["peak_gib"] <= 1
+
+
+def test_two_writers_of_one_file_are_not_in_each_other_s_way(tmp_path):
+    """Machines that share a folder share process ids, too."""
+    with artifacts.whole_file(tmp_path / "x") as one, artifacts.whole_file(tmp_path / "x") as two:
+        one.write(b"same"), two.write(b"same")
+        assert len(list(tmp_path.glob(".*.tmp"))) == 2  # what cleaners look for
+    assert artifacts.atomic_write(tmp_path / "x", "new") == tmp_path / "x"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_text() == "new"

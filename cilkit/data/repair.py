@@ -36,7 +36,8 @@ def examine(folder: str | Path) -> list[Finding]:
 
     kinds: "manifest" (missing or broken), "missing" (a shard), "truncated", "altered" (an image, the row beside one, a
     tar's structure), "orphan" (a shard or member that the manifest does not list), "duplicate" (an image_id),
-    "leftover". Without a readable manifest, each tar is held against its own rows, up to its first damage.
+    "leftover"; "unfinished" of a set that is being painted. Without a readable manifest, each tar is held against its
+    own rows, up to its first damage.
     """
     folder = _image_folder(folder)
     found, unlisted = list(_leftovers(folder)), {path.name: path for path in _shards(folder)}
@@ -49,7 +50,10 @@ def examine(folder: str | Path) -> list[Finding]:
         found += [Finding("orphan", name, "the manifest lists no image of this shard") for name in unlisted]
         found += _duplicates(folder)
     except UserError as error:
-        found.append(Finding("manifest", shards.MANIFEST, f"{error}; `rebuild` writes it anew from the tars"))
+        if _is_in_the_making(folder):
+            found = [Finding("unfinished", folder.name, "it is being painted, or was stopped; paint again to end it")]
+        else:
+            found.append(Finding("manifest", shards.MANIFEST, f"{error}; `rebuild` writes it anew from the tars"))
         for path in unlisted.values():
             try:
                 _rows_of(path)
@@ -62,10 +66,15 @@ def rebuild(folder: str | Path) -> Path:
     """Write the manifest anew from the tars and the row that lies beside each image; equal rows give equal bytes.
 
     Only whole shards are taken: UserError naming the first that is not, or the image that is not what its row says,
-    before anything is changed. Returns the manifest's path.
+    before anything is changed; and for a set that is being painted. Returns the manifest's path.
     """
     folder = _image_folder(folder)
     paths = _shards(folder)
+    if _is_in_the_making(folder):
+        raise UserError(
+            f"{folder} is being painted, or was stopped: paint again to end it; to keep only the shards that are done, "
+            "delete its folder scratch first"
+        )
     if not paths or paths[0].suffix != ".tar":
         raise UserError(f"{folder} holds no tar shards, so no manifest can be rebuilt; build the image set again")
     with tempfile.TemporaryDirectory(dir=folder, prefix="scratch-") as tables:
@@ -85,6 +94,10 @@ def _image_folder(folder: str | Path) -> Path:
     if (folder / "keep.parquet").exists():
         raise UserError(f"{folder} chooses among the images of another set and holds none; name that set's folder")
     return folder
+
+
+def _is_in_the_making(folder: Path) -> bool:
+    return not (folder / shards.MANIFEST).exists() and any(folder.glob("scratch/*/order.json"))
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -147,7 +160,7 @@ def _in_shard(path: Path, rows: "pd.DataFrame") -> Iterator[Finding]:
             yield from _beside(file, path.name, listed, members)
             if not whole and not cut:
                 text = f"the tar cannot be read on behind {members[-1].name if members else 'its beginning'}"
-                yield Finding("altered", path.name, f"{text}; delete this shard and paint it again")
+                yield Finding("altered", path.name, f"{text}; delete this shard and rebuild to keep the others")
         elif extra := max(0, length - rows["size"].sum()):
             yield Finding("orphan", path.name, f"{extra:,} bytes belong to no image of the manifest")
 
@@ -199,7 +212,7 @@ def _rows_of(path: Path) -> list[dict]:
                 wrong = wrong or f"{image.name} is not the image that the row beside it describes"
             found.append({**row, "shard": path.name, "offset": image.offset_data, "size": image.size})
     if wrong:
-        raise UserError(f"{path}: {wrong}; delete this shard, rebuild, and paint its images again")
+        raise UserError(f"{path}: {wrong}; delete this shard and rebuild to keep the others, or paint the set again")
     return found
 
 

@@ -46,7 +46,7 @@ class Job:
             raise UserError(
                 f"{self.path} holds no readable order.json ({error}); expected the folder of a painting job"
             ) from None
-        self.folder = self.path / self.order["folder"]
+        self.folder = (self.path / self.order["folder"]).resolve()  # found also when the job is gone
 
     @classmethod
     def begin(
@@ -68,7 +68,8 @@ class Job:
         (path / "claims").mkdir(exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         if not on_disk:
-            plan = save_plan(path / "plan.parquet", plan, shard_size)
+            kept = path / "plan.parquet"
+            plan = open_plan(kept) if kept.exists() else save_plan(kept, plan, shard_size)
         order = {
             "folder": os.path.relpath(folder, path),  # relative: another machine may see the disk under another name
             "plan": os.path.relpath(plan.path, path),

@@ -61,7 +61,7 @@ def paint_plan(
                     progress(min(kept + images, total), total)  # a dead worker's last batch may count twice
         job.close()
     except (KeyboardInterrupt, OSError) as error:
-        so_far = f"{job.kept() if job else 0} of {total} images are kept"
+        so_far = f"{job.kept()} of {total} images are kept" if job else "what was painted is kept"
         if isinstance(error, KeyboardInterrupt):
             raise Stopped(f"painting was stopped; {so_far}, run it again to go on") from None
         if error.errno not in UNWRITABLE:
