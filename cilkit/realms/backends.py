@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from cilkit.errors import UserError, near_name
 from cilkit.realms.prompts import SAMPLING, VERSION, Message
-from cilkit.realms.realm import read_json, slug
+from cilkit.realms.realm import Reply, read_reply, slug
 
 KEPT = Path(__file__).resolve().parent.parent / "assets" / "realms"
 # Options that say where and how fast a model answers, not what it is asked: no artifact's key reads them.
@@ -66,9 +66,8 @@ def _is_number(value: object) -> bool:
 class Replayed:
     """Kept replies: a folder of JSON files, one a call, found by the messages that they answer, word for word.
 
-    Two forms are read: files kept with cilkit (`origin`, `prompts_version`, `sampling`, `messages` and `reply`, a list
-    of lines), and the `replies/` of a saved realm (`messages`, `text`, `source` and `model`, the card of the model that
-    answered), so that a realm can be asked for again without its model. A changed prompt never gets an old answer.
+    The files are those kept with cilkit, or the `replies/` of a saved realm, so that a realm can be asked for again
+    without its model. A changed prompt never gets an old answer.
     """
 
     cut = False
@@ -78,40 +77,21 @@ class Replayed:
         self.id = f"replayed: {self.folder.name}"
         self.card: dict[str, Any] = {"backend": "replayed"}
         inner = self.folder / "replies"
-        self._replies = dict(
-            self._read(path) for path in sorted((inner if inner.is_dir() else self.folder).glob("*.json"))
-        )
-        if not self._replies:
+        files = sorted((inner if inner.is_dir() else self.folder).glob("*.json"))
+        self._replies = {_key(reply.messages): reply for reply in map(read_reply, files)}
+        if not files:
             raise UserError(f"{self.folder} holds no kept replies (*.json); kept realms: {', '.join(kept_realms())}")
 
-    def _read(self, path: Path) -> tuple[str, tuple[str, str, dict[str, Any]]]:
-        """The messages as a key, and (text, source, card)."""
-        kept = read_json(path, ("messages",))
-        if "text" in kept:
-            kept = read_json(path, ("subtype", "messages", "text", "source"))
-            text, source, card = kept["text"], kept["source"], kept.get("model") or {"backend": "replayed"}
-            if not (isinstance(text, str) and isinstance(source, str) and isinstance(card, dict)):
-                raise UserError(f"{path}: expected texts 'text' and 'source' and an object 'model'; restore the file")
-        else:
-            kept = read_json(path, ("origin", "prompts_version", "sampling", "messages", "reply"))
-            if not (isinstance(kept["reply"], list) and all(isinstance(line, str) for line in kept["reply"])):
-                raise UserError(f"{path}: expected 'reply' to be a list of lines of text; restore the file")
-            text, source = "\n".join(kept["reply"]), f"{self.folder.name}/{path.name}"
-            card = {"backend": "replayed", "origin": kept["origin"], "sampling": kept["sampling"]}
-        try:
-            return _key(kept["messages"]), (text, source, card)
-        except (KeyError, TypeError):
-            raise UserError(f"{path}: expected 'messages' to be objects with 'role' and 'content'") from None
-
     def reply(self, messages: Sequence[Message], schema: type | None = None) -> str:
-        text, _, self.card = self._find(messages)
-        return text
+        found = self._find(messages)
+        self.card = found.model or {"backend": "replayed"}
+        return found.text
 
     def source(self, messages: Sequence[Message]) -> str:
         """The file that answers these messages, or for a saved realm's what it names as its reply's source."""
-        return self._find(messages)[1]
+        return self._find(messages).source
 
-    def _find(self, messages: Sequence[Message]) -> tuple[str, str, dict[str, Any]]:
+    def _find(self, messages: Sequence[Message]) -> Reply:
         found = self._replies.get(_key(messages))
         if found is None:
             raise UserError(
@@ -151,7 +131,7 @@ def backend(llm: "str | Path | LanguageModel", realm: str, **options: Any) -> La
         return _live(Endpoint, name, options)
     if str(llm) == "replayed":
         folder = KEPT / slug(realm)
-        if not folder.is_dir():
+        if not (slug(realm) and folder.is_dir()):
             raise UserError(
                 f"no replies are kept for the realm {realm!r}; kept are: {', '.join(kept_realms())}. "
                 "Choose one of them, or ask a live model: llm='local:NAME' or 'endpoint:MODEL'"

@@ -47,6 +47,8 @@ def foresee(
     journal: keeps every reply as it arrives; what it holds already is not asked again, but for the last attempt of a
     question that was given up.
     """
+    if not name.strip():
+        raise UserError("the realm has no name; expected a few words, e.g. 'birds' or 'kitchen tools'")
     if llm == "replayed":
         name = next((kept for kept in kept_realms() if slug(kept) == slug(name)), name)  # "Birds" are the kept "birds"
     kind = kind or prompts.kind_of(name)

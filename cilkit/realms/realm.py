@@ -256,15 +256,29 @@ def write_reply(folder: Path, number: int, reply: Reply) -> None:
 def read_replies(folder: Path) -> tuple[list[Reply], list[str]]:
     """The kept replies and the files they lie in."""
     files = sorted((folder / "replies").glob("*.json"), key=lambda path: (len(path.name), path.name))
-    known = {one.name for one in fields(Reply)}
-    replies = []
-    for path in files:
+    return list(map(read_reply, files)), list(map(str, files))
+
+
+def read_reply(path: Path) -> Reply:
+    """A reply of a saved realm, or one kept with cilkit: origin, prompts_version, sampling, messages, reply (lines)."""
+    kept = read_json(path, ("messages",))
+    if "text" in kept:
         kept = read_json(path, ("subtype", "messages", "text", "source"))
-        if not (isinstance(kept["text"], str) and isinstance(kept.get("model", {}), dict)):
-            raise UserError(f"{path}: expected a text 'text' and an object 'model'; restore the file")
-        kept = {key: value for key, value in kept.items() if key in known}
-        replies.append(Reply(**kept | {"messages": tuple(kept["messages"])}))
-    return replies, [str(path) for path in files]
+    else:
+        kept = read_json(path, ("origin", "prompts_version", "sampling", "messages", "reply"))
+        if not (isinstance(kept["reply"], list) and all(isinstance(line, str) for line in kept["reply"])):
+            raise UserError(f"{path}: expected 'reply' to be a list of lines of text; restore the file")
+        kept |= {"subtype": "", "text": "\n".join(kept["reply"]), "source": f"{path.parent.name}/{path.name}"}
+        kept["model"] = {"backend": "replayed", "origin": kept["origin"], "sampling": kept["sampling"]}
+    texts = all(isinstance(kept[key], str) for key in ("subtype", "text", "source"))
+    if not (texts and isinstance(kept.get("model", {}), dict)):
+        raise UserError(f"{path}: expected texts 'text' and 'source' and an object 'model'; restore the file")
+    try:
+        messages = tuple({"role": one["role"], "content": one["content"]} for one in kept["messages"])
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: expected 'messages' to be objects with 'role' and 'content'") from None
+    known = {one.name for one in fields(Reply)} & set(kept)
+    return Reply(**{name: kept[name] for name in known} | {"messages": messages})
 
 
 def _concept_of(given: Mapping[str, str]) -> Concept:

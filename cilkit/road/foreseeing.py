@@ -147,6 +147,10 @@ def _placed(llm: Any) -> Any:
 
 def _read(source: Path, classes: int):
     """A realm that lies in a folder, JSON or CSV file."""
+    if not source.exists():
+        raise UserError(
+            f"no realm lies at {str(source)!r}; correct the path, or, if a name was meant, leave out the '/'"
+        )
     identity = {"realm": "file", "classes": classes, "replies": _digest_of(source)}
 
     def make(work: artifacts.Work) -> None:
