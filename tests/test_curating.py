@@ -46,7 +46,7 @@ def test_what_is_kept_is_opened_with_the_pixels_of_the_base(images, curated):
         table.columns.tolist() == ["image_id", "keep", "reason"] and table["image_id"].tolist() == images.ids.tolist()
     )
     keep = table["keep"].to_numpy()
-    assert 0 < keep.sum() < len(images) and set(table["reason"]) == {"", "sharpness >=20"}
+    assert 0 < keep.sum() < len(images) and set(table["reason"]) == {"", "sharpness not >=20"}
     assert curated.ids.tolist() == images.ids[keep].tolist() and curated.class_names == images.class_names
     assert (curated.images() == images.images()[keep]).all()
     assert sum(file["bytes"] for file in curated.artifact.files) < 20_000, "choices, no pixels"
@@ -112,7 +112,7 @@ def test_a_class_without_images_left_is_left_out_and_none_left_is_refused(images
 def test_the_card_tells_the_base_the_rules_and_the_overlap(images, curated):
     card = json.loads(curated.artifact.file("card.json").read_text())
     assert card["images"] == len(curated) and card["rules"] == RULES
-    assert card["rejected"] == {"sharpness >=20": len(images) - len(curated)}
+    assert card["rejected"] == {"sharpness not >=20": len(images) - len(curated)}
     assert card["generator"]["id"] == "font-renderings" and card["chosen_from"] == images.artifact.digest
     assert card["overlaps"]["digits_photo"]["concepts"] == images.class_names
     assert "were left out" in curated.artifact.file("README.md").read_text()

@@ -210,10 +210,10 @@ def test_each_rejected_image_has_the_first_reason_whatever_the_order_of_the_rule
     )
     rules = {"agreement": ">=0.2", "sharpness": ">=3", "blank": False}
     found = decided(scores, rules)
-    assert found["reason"].tolist() == ["blank", "blank", "sharpness >=3", "", "agreement >=0.2", ""]
+    assert found["reason"].tolist() == ["blank", "blank", "sharpness not >=3", "", "agreement not >=0.2", ""]
     assert found["keep"].tolist() == [False, False, False, True, False, True]
     assert decided(scores, dict(reversed(rules.items()))).equals(found)
-    assert rejected_by(found) == {"agreement >=0.2": 1, "blank": 2, "sharpness >=3": 1}
+    assert rejected_by(found) == {"agreement not >=0.2": 1, "blank": 2, "sharpness not >=3": 1}
     for rule, kept in ((">3", 3), ("<= 3", 3), (" < 3.0 ", 2)):
         assert decided(scores, {"sharpness": rule})["keep"].sum() == kept
 
@@ -273,7 +273,7 @@ def test_broken_lines_and_unknown_images_are_named(table, tmp_path):
         path.write_text(f'{{"image_id": "a", "decision": "accept"}}\n{line}\n')
         with pytest.raises(UserError, match=message):
             Decisions(path)
-    path.write_text('{"image_id": "00000", "decision": "accept"}\n')
+    path.write_text('\ufeff{"image_id": "00000", "decision": "accept"}\r\n', encoding="utf-8")
     with pytest.raises(UserError, match="'00000', which the image set does not hold"):
         decided(table, {}, Decisions(path))
 

@@ -199,7 +199,7 @@ class Decisions:
     def __init__(self, path: str | Path) -> None:
         self.path, self.notes = Path(path), []
         self._last: dict[str, dict[str, str]] = {}
-        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+        text = self.path.read_text(encoding="utf-8-sig", errors="replace") if self.path.exists() else ""
         for number, line in enumerate(text.split("\n"), 1):
             try:
                 row = json.loads(line or "null")
@@ -282,7 +282,7 @@ def decided(
     check_rules(rules)
     for name in (name for name in SCORED if name in rules):  # in one order, so that a reason does not depend on theirs
         bad = ~_passes(name, rules[name], scores[name].to_numpy())
-        reason[bad & (reason == "")] = name if name == "blank" else f"{name} {rules[name]}"
+        reason[bad & (reason == "")] = name if name == "blank" else f"{name} not {str(rules[name]).strip()}"
     by_hand = _by_hand(scores, decisions, reason)
     if rules.get("duplicates", "all") != "all":
         _without_duplicates(scores, rules["duplicates"], by_hand == ACCEPT, reason)
