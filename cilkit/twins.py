@@ -37,33 +37,30 @@ def near_twins(
     backbone: Backbone | None = None,
     *,
     hash_distance: int = HASH_DISTANCE,
-    correlation: float = CORRELATION,
     similarity: float = SIMILARITY,
-    flipped: bool = False,
 ) -> pd.DataFrame:
     """For each of `images` the nearest of `others` by pixels and by features, where near enough: at most two rows each.
 
     images:  say, synthetic ones. others: say, a benchmark's real test images. Sizes may differ, also within a set.
-    flipped: left-right mirrored copies are looked for as well.
     Returns DataFrame image_id, other_id, hash_distance (bits of 64), similarity (cosine of features; NaN without a
     backbone), correlation (of the reduced copies' grey levels), the most alike first. Held in memory: what is known of
-    `others` (1.3 KB an image and its features) and of one chunk of `images`, and the chunk's comparisons.
+    `others` (1.3 KB an image and its features) and of one chunk of `images`, and the chunk's comparisons. Mirrored copies are not looked for.
     """
     import pandas as pd
 
     if not (len(images) and len(others)):
         raise UserError(f"near-duplicates were asked for between {len(images)} and {len(others)} images; give some")
     recipe = None if backbone is None else _recipe(backbone, images, others)
-    theirs = _seen(others, backbone, recipe, flipped)
+    their_hashes, their_copies, their_features = _seen(others, backbone, recipe)
     ids, other_ids, found = images.ids, others.ids, []
     step = max(1, min(CHUNK, PAIRS // len(others)))
     for start in range(0, len(images), step):
         some = images.select(np.arange(start, min(start + step, len(images))))
-        hashes, copies, features = (kinds[0] for kinds in _seen(some, backbone, recipe))
-        bits = np.min([np.bitwise_count(hashes[:, None] ^ form) for form in theirs[0]], axis=0)  # uint8 (step, m)
-        alike = np.max([copies @ form.T for form in theirs[1]], axis=0)  # (step, m)
-        cosines = np.max([features @ form.T for form in theirs[2]], axis=0)  # (step, m), NaN without a backbone
-        near = _nearest(np.where(bits <= hash_distance, alike, -1), correlation) | _nearest(cosines, similarity)
+        hashes, copies, features = _seen(some, backbone, recipe)
+        bits = np.bitwise_count(hashes[:, None] ^ their_hashes)  # uint8 (step, m)
+        alike = copies @ their_copies.T  # (step, m)
+        cosines = features @ their_features.T  # (step, m), NaN without a backbone
+        near = _nearest(np.where(bits <= hash_distance, alike, -1), CORRELATION) | _nearest(cosines, similarity)
         for i, j in sorted(near):
             found.append((ids[start + i], other_ids[j], int(bits[i, j]), float(cosines[i, j]), float(alike[i, j])))
     columns = {"image_id": str, "other_id": str, "hash_distance": int, "similarity": float, "correlation": float}
@@ -79,29 +76,26 @@ def _nearest(scores: np.ndarray, least: float) -> set[tuple[int, int]]:
 
 
 def _seen(
-    images: ImageSet, backbone: Backbone | None, recipe: Recipe | None, flipped: bool = False
+    images: ImageSet, backbone: Backbone | None, recipe: Recipe | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hashes uint64 (forms, n), reduced copies (forms, n, CELLS ** 2), features (forms, n, dim): float32, length one.
+    """Hashes uint64 (n,), reduced copies (n, CELLS ** 2) and features (n, dim), both float32 and of length one.
 
-    forms: the images as they are and, with `flipped`, mirrored. Without a backbone the features are one NaN an image.
+    Without a backbone the features are one NaN an image.
     """
     from cilkit.synthesis.inspection import perceptual_hashes
 
-    forms, n = 1 + flipped, len(images)
-    hashes = np.empty((forms, n), np.uint64)
-    copies = np.empty((forms, n, CELLS**2), np.float32)
-    features = np.full((forms, n, backbone.dim if backbone else 1), np.nan, np.float32)
+    n = len(images)
+    hashes, copies = np.empty(n, np.uint64), np.empty((n, CELLS**2), np.float32)
+    features = np.full((n, backbone.dim if backbone else 1), np.nan, np.float32)
     for rows, pixels in _of_one_size(images):
-        for form in range(forms):
-            seen = np.ascontiguousarray(pixels[:, :, ::-1]) if form else pixels
-            small = _resized(seen)  # uint8 (rows, SIDE, SIDE, 3)
-            hashes[form, rows] = np.packbits(perceptual_hashes(small), axis=1).view(np.uint64)[:, 0]
-            cells = small.reshape(len(rows), CELLS, SIDE // CELLS, CELLS, -1).mean((2, 4)).reshape(len(rows), -1)
-            copies[form, rows] = _unit(cells - cells.mean(1, keepdims=True))
-            if backbone is not None:
-                from cilkit.backbones import extract
+        small = _resized(pixels)  # uint8 (rows, SIDE, SIDE, 3)
+        hashes[rows] = np.packbits(perceptual_hashes(small), axis=1).view(np.uint64)[:, 0]
+        cells = small.reshape(len(rows), CELLS, SIDE // CELLS, CELLS, -1).mean((2, 4)).reshape(len(rows), -1)
+        copies[rows] = _unit(cells - cells.mean(1, keepdims=True))
+        if backbone is not None:
+            from cilkit.backbones import extract
 
-                features[form, rows] = _unit(extract(backbone, seen, "statistics", recipe))
+            features[rows] = _unit(extract(backbone, pixels, "statistics", recipe))
     return hashes, copies, features
 
 

@@ -54,13 +54,6 @@ def test_planted_copies_are_found_and_nothing_else(real, side, quality):
     assert table["correlation"].is_monotonic_decreasing and (table["correlation"] >= twins.CORRELATION).all()
 
 
-def test_mirrored_copies_are_found_when_asked_for(real):
-    painted = image_set(real.images()[[5]][:, :, ::-1])
-    assert len(twins.near_twins(painted, real)) == 0
-    (row,) = twins.near_twins(painted, real, flipped=True).to_dict("records")
-    assert row["other_id"] == "real 5" and row["hash_distance"] == 0 and row["correlation"] == pytest.approx(1)
-
-
 def test_features_find_copies_without_the_hash(real):
     network = tiny.backbone()
     painted = image_set(real.images()[[9, 30]])

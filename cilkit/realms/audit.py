@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cilkit.errors import UserError
-from cilkit.realms.names import normal
+from cilkit.realms.names import canonical
 from cilkit.realms.realm import Concept, Realm
 from cilkit.realms.text_embedding import Likeness, likeness
 
@@ -28,14 +28,8 @@ SAME = ("exact", "normalised")  # the kinds of match that mean the same class
 
 
 def words(name: str) -> tuple[str, ...]:
-    """A class name as comparable words: case folded, without punctuation, leading number, plural or possessive s."""
-    text = re.sub(r"^\d+[._]", "", normal(name))
-    text = re.sub(r"['’]s\b|['’]", "", text)
-    return tuple(_singular(word) for word in re.findall(r"[^\W_]+", text))
-
-
-def _singular(word: str) -> str:
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
+    """A class name as comparable words: `names.canonical` without leading number and other marks."""
+    return tuple(re.findall(r"[^\W_]+", canonical(re.sub(r"^\d+[._]", "", name))))
 
 
 def audit(
