@@ -22,6 +22,7 @@ from cilkit.realms.realm import Concept, Realm
 from cilkit.synthesis.plan import open_plan, write_plan
 
 CLASSES, BYTES = 1000, 100_000  # classes of the realm, bytes of an image
+SETTINGS = json.dumps({f"setting_{number}": number for number in range(20)})  # as long as those of a real generator
 PHASES = ("make", "claim", "merge", "open")
 
 
@@ -50,7 +51,8 @@ def work(folder: Path) -> None:
             places = {"shard": name, "offset": rows.index * BYTES, "size": BYTES, "width": 512, "height": 512}
             hashes = {"sha256": [f"{seed:064x}" for seed in rows["seed"]]}
             origin = {"generator_id": "none", "generator_digest": "0" * 64, "scheduler": "none", "steps": 40}
-            origin |= {"guidance": 2.0, "plan_hash": plan.hash, "batch_size": plan.batch_size}
+            origin |= {"guidance": 2.0, "plan_hash": plan.hash, "batch_size": plan.batch_size, "settings": SETTINGS}
+            origin |= {"negative_prompt": "", "licence": "none", "realm": "kinds", "realm_digest": "0" * 64}
             assert held.still_ours()
             shards.write_rows(folder, shard, rows.assign(**places, **hashes, **origin))
 

@@ -40,6 +40,8 @@ def test_the_artifact_holds_images_plan_and_card_and_nothing_else(images):
     plan = open_plan(artifact.file("plan.parquet"))
     assert len(plan) == 18 and images.manifest["plan_hash"].unique().tolist() == [plan.hash]
     assert images.manifest["prompt"].nunique() == 18
+    assert images.manifest["realm"].unique().tolist() == ["ornaments and shapes"]
+    assert images.manifest["realm_digest"].unique().tolist() == [artifact.inputs["realm"]["digest"]]
     card = json.loads(artifact.file("card.json").read_text())
     assert card["images"] == 18 and card["style"] == "diversified" and card["realm"]["name"] == "ornaments and shapes"
 

@@ -40,7 +40,7 @@ MANIFEST = "manifest.parquet"
 COLUMNS = ("image_id", "shard", "offset", "size", "sha256", "width", "height", "class_name", "class_id")
 IN_MEMORY = 1 << 30  # bytes of pixels up to which an encoded set is decoded once and held
 MAPPED = 1 << 28  # bytes of mapped files that may be looked at before their pages are given back
-MERGED = 1 << 17  # rows after which the manifest's row group ends with the shard
+MERGED = 1 << 16  # rows after which the manifest's row group ends with the shard
 
 
 def open_set(folder, verify: bool = False, classes: Sequence[str] | None = None) -> ImageSet:
