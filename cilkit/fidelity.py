@@ -2,7 +2,7 @@
 
 All take features, so that the network is the caller's choice and named beside the number: a Fréchet distance in
 Inception features (what papers call FID) and one in another network's cannot be compared, and neither can two with
-different numbers of images. Distances between all pairs are made CHUNK rows at a time.
+different numbers of images. Of the distances between all pairs PAIRS are held at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 from cilkit.errors import UserError
 
-CHUNK = 2048  # rows of a distance matrix held at once
+PAIRS = 2**24  # distances held at once: 128 MB
 
 
 def frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
@@ -71,10 +71,10 @@ def _inside(points: np.ndarray, manifold: np.ndarray, k: int) -> float:
 
 
 def _distances(one: np.ndarray, other: np.ndarray):
-    """Squared Euclidean distances, CHUNK rows at a time: (rows, len(other))."""
-    norms = (other**2).sum(1)
-    for start in range(0, len(one), CHUNK):
-        part = one[start : start + CHUNK]
+    """Squared Euclidean distances, some rows at a time: (rows, len(other))."""
+    norms, step = (other**2).sum(1), max(1, PAIRS // len(other))
+    for start in range(0, len(one), step):
+        part = one[start : start + step]
         yield ((part**2).sum(1)[:, None] + norms - 2 * part @ other.T).clip(0)
 
 

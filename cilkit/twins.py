@@ -42,9 +42,10 @@ def near_twins(
     """For each of `images` the nearest of `others` by pixels and by features, where near enough: at most two rows each.
 
     images:  say, synthetic ones. others: say, a benchmark's real test images. Sizes may differ, also within a set.
+    Mirrored copies are not looked for.
     Returns DataFrame image_id, other_id, hash_distance (bits of 64), similarity (cosine of features; NaN without a
     backbone), correlation (of the reduced copies' grey levels), the most alike first. Held in memory: what is known of
-    `others` (1.3 KB an image and its features) and of one chunk of `images`, and the chunk's comparisons. Mirrored copies are not looked for.
+    `others` (1.3 KB an image and its features) and of one chunk of `images`, and the chunk's comparisons.
     """
     import pandas as pd
 

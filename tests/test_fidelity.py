@@ -90,7 +90,7 @@ def literal_precision(real, fake, k):
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_precision_and_recall_are_the_literal_definition(sides, k, monkeypatch):
-    monkeypatch.setattr(fidelity, "CHUNK", 7)
+    monkeypatch.setattr(fidelity, "PAIRS", 300)
     real, fake = sides[0][:, :2], sides[1][:, :2]
     expected = literal_precision(real, fake, k), literal_precision(fake, real, k)
     assert fidelity.precision_recall(real, fake, k) == pytest.approx(expected)

@@ -120,6 +120,25 @@ def test_a_subtype_that_gave_nothing_new_is_not_asked_the_same_again():
     assert report.count("repeated name") == 1
 
 
+def test_orders_are_asked_as_many_as_wanted_or_all():
+    orders = json.dumps({"subtypes": [f"order {number}iformes" for number in range(30)]})
+    for subtypes, asked in ((3, 3), (0, 30)):
+        model = Scripted(orders, *[rows(f"species {number}") for number in range(asked)])
+        assert len(foresee("seats", model, kind="biological", subtypes=subtypes)[0]) == asked
+
+
+@pytest.mark.parametrize("number", ["classes", "subtypes", "per_subtype", "rounds"])
+def test_negative_numbers_and_no_name_stop_before_any_question(number):
+    model = Scripted()
+    with pytest.raises(UserError, match=f"{number} is -1; expected 0 or more"):
+        foresee("seats", model, **{number: -1})
+    with pytest.raises(UserError, match="the realm has no name"):
+        foresee(" ", model)
+    with pytest.raises(UserError, match="no replies are kept for the realm '鳥'"):
+        foresee("鳥")
+    assert not model.asked
+
+
 @pytest.mark.parametrize("subtype", ["", " ", 1990, None, "a\nb"])
 def test_subtypes_that_are_no_names_stop_before_any_question(subtype):
     model = Scripted()
@@ -258,6 +277,16 @@ def test_the_verb_keeps_the_journal_and_does_not_read_execution_options(own_root
     assert foreseeing.foresee("seats", **arguments, llm_options={"temperature": 0.5}).artifact == realm.artifact
     model.replies = [SOFAS, rows("divan"), rows("stool")]
     assert foreseeing.foresee("seats", **arguments).artifact.key != realm.artifact.key
+
+
+def test_a_password_in_a_parameter_and_a_path_to_nothing_are_refused(own_root):
+    from cilkit.road.foreseeing import foresee
+
+    with pytest.raises(UserError, match="base_url holds a user or password") as caught:
+        foresee("seats", llm="endpoint:m", llm_options={"base_url": "http://me:secret@host/v1"})
+    assert "secret" not in str(caught.value)
+    with pytest.raises(UserError, match="no realm lies at .*cats/dogs"):
+        foresee("cats/dogs")
 
 
 def test_corrections_are_an_artifact_of_their_own(own_root):

@@ -20,7 +20,7 @@ def foresee(
     llm: str | LanguageModel = "replayed",
     classes: int | None = None,
     kind: str | None = None,
-    subtypes: int | list[str] = prompts.SUBTYPES,
+    subtypes: int | list[str] = 0,
     per_subtype: int | None = None,
     *,
     template: str = "",
@@ -39,7 +39,8 @@ def foresee(
     for others, in at most `rounds` rounds and until a whole round adds nothing (our decision; the notebook asks once).
     kind: "object", "biological" (None: the paper's list decides), or "free": asked like an object realm, the prompts by
     a `template` of one's own over {name}, {scientific_name}, {description}, {subtype}, {realm}.
-    subtypes: how many to ask for, or the subtypes themselves: the notebook skips the first call for Birds and Food.
+    subtypes: how many (0: 20 of an object realm, all orders of a biological one), or the subtypes themselves: the
+    notebook skips the first call for Birds and Food.
     per_subtype: classes asked of each subtype, by default 10 (object) or 20 (biological).
     protocol: "csv" (the paper's), "json", or "auto": JSON of a live model, of kept replies what they answer.
     attempts: how often a question is put whose reply gives nothing, each time with what was wrong; then the subtype is
@@ -60,12 +61,16 @@ def foresee(
     for subtype in given:
         if not (isinstance(subtype, str) and subtype.strip() and subtype.isprintable()):
             raise UserError(f"subtype {subtype!r} is no name; expected a plain text, e.g. 'owls' or '1990s'")
+    numbers = {"subtypes": subtypes, "classes": classes, "per_subtype": per_subtype, "rounds": rounds}
+    for number, value in numbers.items():
+        if isinstance(value, int) and value < 0:
+            raise UserError(f"{number} is {value}; expected 0 or more")
     count = len(given) or subtypes or prompts.SUBTYPES
     model = backend(llm, name, **(options or {}))
     asking = _Asking(model, name, kind, count, per_subtype, max(attempts, 1), journal or Journal())
     asking.choose(protocol, given[0] if given else "")
     named = given or asking.ask("")
-    limit = ORDERS if kind == "biological" and not given else count
+    limit = ORDERS if kind == "biological" and not subtypes else count
     progress = Progress(f"asking for {name}")
     for number, subtype in enumerate(named[:limit], 1):
         asking.ask(subtype, exclude)

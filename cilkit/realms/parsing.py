@@ -11,7 +11,6 @@ rest. Every repair is a line of the report, none is silent.
 
 import csv
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -73,12 +72,6 @@ class Report:
 
     def __len__(self) -> int:
         return len(self.repairs)
-
-    def __str__(self) -> str:
-        if not self.repairs:
-            return "nothing to repair"
-        counts = Counter(repair.what for repair in self.repairs)
-        return ", ".join(f"{what}: {number}" for what, number in counts.items())
 
     def frame(self):
         """The repairs as a DataFrame: where, what, before, after."""

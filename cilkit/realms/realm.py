@@ -88,11 +88,7 @@ class Realm:
 
     def without(self, names: Iterable[str]) -> "Realm":
         """The realm without the concepts of these names (as `overlap` lists them). The replies stay as they were."""
-        dropped = {parsing.normal(name) for name in names}
-        known = {parsing.normal(name) for name in self.concept_names}
-        for name in sorted(dropped - known):
-            raise UserError(f"realm {self.name!r} has no concept {name!r} to leave out; see realm.concept_names")
-        return self._of([concept for concept in self.concepts if parsing.normal(concept.name) not in dropped])
+        return self.corrected(drop=list(names))
 
     def first(self, number: int) -> "Realm":
         """The first `number` concepts, in the order of the subtypes."""

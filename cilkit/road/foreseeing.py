@@ -34,7 +34,7 @@ def foresee(
               realm, "local:NAME" (transformers), "endpoint:MODEL" (an OpenAI-compatible server; key in OPENAI_API_KEY).
     classes:  keep the first so many concepts; 0 keeps all. A live model is asked for more in `rounds` rounds at most.
     kind:     "object", "biological", "free" (with a `template`, e.g. "A pencil drawing of {name}"); "" by the realm.
-    subtypes: their names, which saves the first question, or how many to ask for; empty: the paper's 20.
+    subtypes: their names, which saves the first question, or how many; empty: the paper's 20, or all orders.
     per_subtype: classes asked of each subtype; 0: the paper's 10 (object) or 20 (biological).
     protocol: "csv" (the paper's), "json" or "auto".
     llm_options: temperature, max_tokens, top_p, seed, revision, dtype; and, which the artifact's key does not read,
@@ -42,11 +42,12 @@ def foresee(
     """
     from cilkit import realms
     from cilkit.realms.journal import Journal
-    from cilkit.realms.prompts import SUBTYPES
 
     if _is_path(realm):
         return _read(Path(placed(realm)), classes)
     options = dict(llm_options or {})
+    if "@" in str(options.get("base_url", "")):
+        raise UserError("base_url holds a user or password, which notebooks would show; set OPENAI_BASE_URL instead")
     subtypes = subtypes if isinstance(subtypes, int) else list(subtypes)
     identity = _identity(realm, llm, options) | {"classes": classes, "kind": kind, "subtypes": subtypes}
     identity |= {"per_subtype": per_subtype, "template": template, "protocol": protocol, "rounds": rounds}
@@ -57,7 +58,7 @@ def foresee(
             _placed(llm),
             classes or None,
             kind or None,
-            subtypes or SUBTYPES,
+            subtypes,
             per_subtype or None,
             template=template,
             protocol=protocol,
