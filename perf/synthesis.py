@@ -20,7 +20,9 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -138,18 +140,18 @@ class Ours:
 _here: object = None  # what this process was started for
 
 
-def _start(kind: type, *arguments) -> None:
+def _start(make: Callable) -> None:
     global _here
-    _here = kind(*arguments)
+    _here = make()
 
 
 def _call(name: str, *arguments):
     return getattr(_here, name)(*arguments)
 
 
-def process(kind: type, *arguments) -> ProcessPoolExecutor:
-    """A process that holds one Loop or Ours, and calls its methods."""
-    return ProcessPoolExecutor(1, get_context("spawn"), _start, (kind, *arguments))
+def process(make: Callable) -> ProcessPoolExecutor:
+    """A process that makes one Loop or Ours, and calls its methods."""
+    return ProcessPoolExecutor(1, get_context("spawn"), _start, (make,))
 
 
 def plan_of(painter, images: int, style: str, batch: int):
@@ -201,8 +203,8 @@ def on_cpu(repeats: int, random: bool) -> dict:
         painter = load_generator(spec, **settings)
         batch, images = painter.batch_size, cores * 4 * painter.batch_size
         plans = {style: plan_of(painter, images, style, batch) for style in ("diversified", "paper")}
-        loop = process(Loop, source, painter.settings, cores)
-        crew = [ProcessPoolExecutor(1, get_context("spawn"), _start_ours, (spec, settings)) for _ in range(cores)]
+        loop = process(partial(Loop, source, painter.settings, cores))
+        crew = [process(partial(Ours, spec, **settings)) for _ in range(cores)]
         rates = {(who, style): [] for who in ("loop", "ours") for style in plans}
         added = []
         crew_rate(crew, plans["paper"].head(cores * batch), painter)
@@ -236,11 +238,6 @@ def on_cpu(repeats: int, random: bool) -> dict:
         "writing": round(seconds, 3),
         "writing_processor": round(busy, 3),
     }
-
-
-def _start_ours(spec: str, settings: dict) -> None:
-    global _here
-    _here = Ours(spec, **settings)
 
 
 def on_gpu(repeats: int, tiny: bool, compiled: bool, batch: int) -> dict:

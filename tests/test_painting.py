@@ -55,6 +55,15 @@ def test_what_is_painted_names_it_and_how_fast_does_not(realm, images):
     assert inputs.upstream(images.artifact.name, "images").artifact.digest == images.artifact.digest
 
 
+def test_shortened_prompts_are_told_and_recorded(realm, capsys):
+    ending = ["on " + "very " * 50 + "white paper"]  # no limit of tokens is known: 300 characters
+    given = {"generator": "font-renderings", "per_class": 1, "style": ending, "workers": 1}
+    rows = cilkit.paint(realm, **given, long_prompts="shorten").manifest
+    assert (rows["shortened"] != "").any() and rows["prompt"].str.len().max() <= 300
+    name, cut = rows.loc[rows["shortened"] != "", ["class_name", "shortened"]].iloc[0]
+    assert f"shortened, of {name!r} by {cut!r}" in capsys.readouterr().out
+
+
 def test_settings_reach_the_generator_and_empty_ones_do_not(realm, monkeypatch):
     asked = {}
 

@@ -90,9 +90,16 @@ def paint(
         path = work.path / "plan.parquet"
         if not path.exists():
             write_plan(path, realm, per_class, seed, batch_size, painter, style, long_prompts=long_prompts)
+        plan = open_plan(path)
+        if len(cut := plan.shortened()):
+            name, rest = cut.loc[0, ["class_name", "shortened"]]
+            print(
+                f"cilkit: the prompts of {len(cut)} classes are longer than {painter.id} reads; shortened, of {name!r} "
+                f"by {rest!r} (column shortened of the manifest)"
+            )
         facts = {"realm": realm.name, "realm_digest": realm.artifact.digest}
         measured = paint_plan(
-            open_plan(path),
+            plan,
             painter,
             work.path,
             workers=workers or _workers(painter, device),
