@@ -168,4 +168,11 @@ def test_bad_calls_are_refused_and_nothing_is_overwritten(pixels, tmp_path):
     twice = ImageSet.from_arrays(pixels[:2], [0, 0], ["one"], ids=["i", "i"])
     with pytest.raises(UserError, match="two images are called 'i'"):
         export.to_imagefolder(twice, tmp_path / "new")
+    for write, target in (
+        (export.to_imagefolder, "new"),
+        (export.to_huggingface, "new"),
+        (export.to_webdataset, "%d.tar"),
+    ):
+        with pytest.raises(UserError, match="no images to export"):
+            write(images.select([]), tmp_path / target)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-0.tar", "out"]

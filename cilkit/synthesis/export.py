@@ -58,8 +58,10 @@ class Sample(NamedTuple):
 
 
 def samples(images: ImageSet) -> Iterator[Sample]:
-    """The images in order, encoded, one at a time; UserError for two of the same id, and for an altered one."""
+    """The images in order, encoded, one at a time; UserError for none, two of the same id, and an altered one."""
     ids, labels, manifest = images.ids.tolist(), images.labels.tolist(), images.manifest
+    if not ids:
+        raise UserError("there are no images to export; choose a set, or rules of curation, that leave some")
     if len(set(ids)) < len(ids):
         twice = next(image_id for image_id in ids if ids.count(image_id) > 1)
         raise UserError(f"two images are called {twice!r}, so one would hide the other; give each its own image_id")
@@ -171,7 +173,7 @@ def to_webdataset(images: ImageSet, pattern: str | Path, per_shard: int = 1000) 
         raise UserError(
             f"{pattern.name!r} with {per_shard} images a tar; expected a name such as 'train-%06d.tar', and 1 or more"
         )
-    wanted = [pattern.with_name(pattern.name % n) for n in range(-(-len(images) // per_shard))]
+    wanted = [pattern.with_name(pattern.name % n) for n in range(-(-len(images) // per_shard) or 1)]
     for path in wanted:
         if path.exists():
             raise UserError(f"{path} is there already; export to another name")

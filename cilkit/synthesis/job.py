@@ -129,11 +129,12 @@ class Job:
             except ArrowException:
                 raise UserError(f"{path} is damaged; see `cilkit doctor {self.folder}`") from None
         for order in self.path.parent.glob("*/order.json"):
-            other = Job(order.parent)
-            if other.path != self.path and other.order["folder"] == self.order["folder"]:
-                if any(other.path.glob("*-*.parquet")) or any(other.path.glob("claims/*")):
-                    return str(other.path)
-                shutil.rmtree(other.path)  # begun, and nothing painted
+            with suppress(UserError):  # a job that ended just now
+                other = Job(order.parent)
+                if other.path != self.path and other.folder == self.folder:
+                    if any(other.path.glob("*-*.parquet")) or any(other.path.glob("claims/*")):
+                        return str(other.path)
+                    shutil.rmtree(other.path, ignore_errors=True)  # begun, and nothing painted
         return ""
 
     # ------------------------------------------------------------ what is done

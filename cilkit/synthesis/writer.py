@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,17 +67,17 @@ class Writer:
                 raise
         finally:
             for claim in self.claims.values():
-                claim.release()
+                with suppress(OSError):
+                    claim.release()
 
     def claim(self, shard: int) -> bool:
         """Whether this worker now holds the shard, and has something to do for it."""
         if self.job.is_finished(shard) or (claim := self.job.claim(shard)) is None:
             return False
-        if self.job.is_finished(shard):  # between our look and our claim
-            claim.release()
-            return False
         self.claims[shard] = claim
-        return True
+        if self.job.is_finished(shard):  # between our look and our claim
+            self.claims.pop(shard).release()
+        return shard in self.claims
 
     def keep(self, shard: int, batch: int, images: np.ndarray, rows: "pd.DataFrame") -> None:
         """Take a painted batch, uint8 (n, size, size, 3) with its rows. Raises what writing the one before raised."""
@@ -151,12 +152,12 @@ def thumbnails(images: ImageSet, index: Sequence[int]) -> list[np.ndarray]:
     Read from the shards' thumbnails where they were painted with the set; images of other sets are made smaller here.
     """
     index = np.asarray(index, np.int64)
-    painted = _painted_thumbs(images, index)
-    missing = [place for place, image_id in enumerate(images.ids[index]) if image_id not in painted]
+    ids, painted = images.ids[index].tolist(), _painted_thumbs(images, index)
+    missing = [place for place, image_id in enumerate(ids) if image_id not in painted]
     small = dict(zip(missing, images.read(index[missing]), strict=True)) if missing else {}
     return [
         shrunk(small[place]) if place in small else np.asarray(Image.open(io.BytesIO(painted[image_id])))
-        for place, image_id in enumerate(images.ids[index])
+        for place, image_id in enumerate(ids)
     ]
 
 
