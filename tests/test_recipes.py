@@ -1,5 +1,7 @@
 """Recipes: the papers' transforms, literally and in distribution, against torchvision's."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 from scipy.stats import chisquare, ks_2samp, kstest
 from sklearn.datasets import load_sample_images
 from torchvision import transforms as tv
+from torchvision.transforms import functional as F
 
 from cilkit.data import augment, recipes, transforms
 from cilkit.data.transforms import Input
@@ -255,3 +258,37 @@ def test_bad_names_are_named():
         transforms.recipe("slca_cifr", OURS)
     with pytest.raises(UserError, match="asks for 'lanczos' resizing"):
         transforms.recipe("timm", Input(224, interpolation="lanczos"))
+
+
+MAGNITUDE_9 = {  # of RandAugment's operations for 224 x 224 pixels, by torchvision's public functions
+    "Identity": lambda x: x,
+    "ShearX": lambda x: F.affine(x, 0.0, [0, 0], 1.0, [math.degrees(math.atan(0.09)), 0.0], center=[0, 0]),
+    "ShearY": lambda x: F.affine(x, 0.0, [0, 0], 1.0, [0.0, math.degrees(math.atan(0.09))], center=[0, 0]),
+    "TranslateX": lambda x: F.affine(x, 0.0, [int(224 * 150 / 331 * 0.3), 0], 1.0, [0.0, 0.0]),
+    "TranslateY": lambda x: F.affine(x, 0.0, [0, int(224 * 150 / 331 * 0.3)], 1.0, [0.0, 0.0]),
+    "Rotate": lambda x: F.rotate(x, 9.0),
+    "Brightness": lambda x: F.adjust_brightness(x, 1.27),
+    "Color": lambda x: F.adjust_saturation(x, 1.27),
+    "Contrast": lambda x: F.adjust_contrast(x, 1.27),
+    "Sharpness": lambda x: F.adjust_sharpness(x, 1.27),
+    "Posterize": lambda x: F.posterize(x, 7),
+    "Solarize": lambda x: F.solarize(x, 255 * 0.7),
+    "AutoContrast": F.autocontrast,
+    "Equalize": F.equalize,
+}
+
+
+def test_torchvisions_private_rand_augment_is_what_it_was():
+    """`augment.colours` asks torchvision's private functions what the operations are and does them by those."""
+    changed = "torchvision's RandAugment changed: look at augment._space and augment._operated"
+    image = torch.from_numpy(PHOTO[:224, :224]).permute(2, 0, 1)[None]
+    names = [name for name, _, _ in augment._space(image)]
+    assert names == list(MAGNITUDE_9), changed
+    for number, (name, literal) in enumerate(MAGNITUDE_9.items()):
+        found = augment._operated(image, torch.tensor([number]), torch.tensor([0]), 9)
+        difference = (found.float() - literal(image).float()).abs()
+        assert difference.max() <= 1, f"{name}: {changed}"
+        if name in ("Identity", "Posterize", "Solarize", "AutoContrast", "Equalize"):
+            continue
+        other = augment._operated(image, torch.tensor([number]), torch.tensor([1]), 9)
+        assert not torch.equal(found, other), f"{name} has no sign; {changed}"

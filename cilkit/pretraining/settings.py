@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,6 +11,10 @@ from cilkit import precision
 from cilkit.errors import UserError
 
 OPTIMISERS = ("adamw", "sgd")
+LEAST = {
+    **{"epochs": 0, "batch_size": 1, "lr": 0, "weight_decay": 0, "label_smoothing": 0, "image_size": 0},
+    **{"seed_init": 0, "seed_data": 0, "subset_seed": 0},
+}
 TUNED = re.compile(r"all|head|last_block|last_[1-9]\d*_blocks")
 
 
@@ -56,6 +61,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         precision.check(self.precision)
+        for name, least in LEAST.items():
+            if not least <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}; expected a number, {least} or more")
+        if self.label_smoothing > 1:
+            raise UserError(f"label_smoothing is {self.label_smoothing}; expected 0 to 1")
         if self.optimiser not in OPTIMISERS:
             raise UserError(f"optimiser is {self.optimiser!r}; expected one of {', '.join(OPTIMISERS)}")
         if not TUNED.fullmatch(self.tune):

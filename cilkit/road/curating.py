@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def score(images, backbone: Any = "", text_image: str = "", device: str = "auto"
 
     backbone:   what judges how well an image agrees with its class: an artifact, a timm name, a folder; "": nothing.
     text_image: a CLIP of transformers instead, by folder or hub name ("owner/name", "owner/name@revision").
-    most:       score about so many images, the first of each class; 0: all.
+    most:       score about so many images, the first of each class, for a look; 0: all.
     """
     from cilkit.road.weights import Weights
     from cilkit.synthesis import curation
@@ -35,7 +36,9 @@ def score(images, backbone: Any = "", text_image: str = "", device: str = "auto"
     identity |= {"backbone": judge.identity} if judge else {}
     if 0 < most < len(images):
         identity["most"] = most
-        images = images.select(_first_of_each(images, most))
+        classes = curation.by_class(images)
+        each = math.ceil(most / len(classes))
+        images = images.select(np.sort(np.concatenate([members[:each] for members in classes])))
 
     def make(work: artifacts.Work) -> None:
         with threads_set_to(threads):
@@ -132,13 +135,6 @@ def _counts(images) -> dict[str, int]:
     """Images a class, of the classes that have any."""
     counted = zip(images.class_names, images.counts.tolist(), strict=True)
     return {name: number for name, number in counted if number}
-
-
-def _first_of_each(images, most: int) -> np.ndarray:
-    """Positions of the first images of each class, in the set's order: about `most` in all."""
-    each = -(-most // max(1, np.count_nonzero(images.counts)))
-    by_class = np.split(np.argsort(images.labels, kind="stable"), np.cumsum(images.counts)[:-1])
-    return np.sort(np.concatenate([members[:each] for members in by_class]))
 
 
 def _pinned(text_image: str) -> str:

@@ -22,6 +22,7 @@ from cilkit.data.imagesets import ImageSet
 from cilkit.errors import UserError, near_name
 from cilkit.progress import bar
 from cilkit.synthesis import inspection
+from cilkit.synthesis.generators import reason_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,17 +71,22 @@ def scores(
     return pd.DataFrame(columns)
 
 
+def by_class(images: ImageSet) -> list[np.ndarray]:
+    """Positions of the images of each class that has any, in the set's order."""
+    parts = np.split(np.argsort(images.labels, kind="stable"), np.cumsum(images.counts)[:-1])
+    return [members for members in parts if len(members)]
+
+
 def _looked_at(images: ImageSet, scratch: Path | None) -> dict[str, np.ndarray]:
     """The scores that need the pixels only, every image decoded once; of a class, small copies are held together."""
     found = np.empty((len(images), 3))  # as of `_of_a_class`
-    by_class = np.split(np.argsort(images.labels, kind="stable"), np.cumsum(images.counts)[:-1])
-    by_class = [members for members in by_class if len(members)]
-    files = [scratch and scratch / f"scores-{number:05d}.npy" for number in range(len(by_class))]
+    classes = by_class(images)
+    files = [scratch and scratch / f"scores-{number:05d}.npy" for number in range(len(classes))]
     kept = [bool(file) and file.exists() for file in files]
-    done = sum(len(members) for members, there in zip(by_class, kept, strict=True) if there)
+    done = sum(len(members) for members, there in zip(classes, kept, strict=True) if there)
     images.read(slice(0, 1))  # a set that fits into memory is decoded here as a whole, not by every thread
     with bar("scores", len(images), done) as tick:
-        for members, file, there in zip(by_class, files, kept, strict=True):
+        for members, file, there in zip(classes, files, kept, strict=True):
             rows = np.load(file) if there else _of_a_class(images.select(members), tick)
             if file and not there:
                 artifacts.save_npy(file, rows)
@@ -177,8 +183,9 @@ def agreement_with_text(images: ImageSet, name: str, device: str = "cpu") -> np.
         model = CLIPVisionModelWithProjection.from_pretrained(name, revision=revision, config=config.vision_config)
         processor = AutoImageProcessor.from_pretrained(name, revision=revision)
     except Exception as error:  # the hub's client and damaged folders raise many unrelated classes
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"text_image {name!r} is no CLIP that can be loaded ({reason}); give another") from error
+        raise UserError(
+            f"text_image {name!r} is no CLIP that can be loaded ({reason_of(error)}); give another"
+        ) from error
     model, found = model.to(device).eval(), np.empty(len(images))
     with bar("agreement", len(images)) as tick, torch.no_grad():
         for rows in _pieces(len(images), 64):
@@ -293,7 +300,7 @@ def decided(
 def _by_hand(scores: "pd.DataFrame", decisions: Decisions | None, reason: np.ndarray) -> np.ndarray:
     """What was decided about each image, "" for nothing; writes it into `reason`."""
     found = np.full(len(scores), "", dtype=object)
-    place = {image_id: row for row, image_id in enumerate(scores["image_id"])}
+    place = {image_id: row for row, image_id in enumerate(scores["image_id"])} if decisions else {}
     for row in decisions.rows() if decisions else ():
         if row["image_id"] not in place:
             raise UserError(
