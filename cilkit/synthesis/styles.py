@@ -22,28 +22,25 @@ from cilkit.errors import UserError, near_name
 if TYPE_CHECKING:
     from cilkit.realms.realm import Concept
 
-BACKGROUNDS = (
-    *("plain white background", "plain grey background", "dark background", "blurred background", "green background"),
-    *("blue sky behind", "cloudy sky behind", "in a meadow", "in a forest", "in a garden", "on a wooden table"),
-    *("on a stone floor", "on sand", "on snow", "on a gravel path", "beside water", "in front of a brick wall"),
-    *(
-        "in front of a hedge",
-        "in a city street",
-        "in a room",
-        "by a window",
-        "in the mountains",
-        "in a field",
-        "at dusk",
-    ),
+BACKGROUNDS = tuple(
+    (
+        "plain white background; plain grey background; dark background; blurred background; green background; blue "
+        "sky behind; cloudy sky behind; in a meadow; in a forest; in a garden; on a wooden table; on a stone floor; "
+        "on sand; on snow; on a gravel path; beside water; in front of a brick wall; in front of a hedge; in a city "
+        "street; in a room; by a window; in the mountains; in a field; at dusk"
+    ).split("; ")
 )
-VIEWPOINTS = (
-    *("close-up", "seen from the front", "seen from the side", "seen from behind", "seen from above"),
-    *("seen from below", "three-quarter view", "from a distance", "filling the frame", "off centre", "at eye level"),
-    "partly hidden",
+VIEWPOINTS = tuple(
+    (
+        "close-up; seen from the front; seen from the side; seen from behind; seen from above; seen from below; "
+        "three-quarter view; from a distance; filling the frame; off centre; at eye level; partly hidden"
+    ).split("; ")
 )
-LIGHTINGS = (
-    *("soft daylight", "bright sunlight", "overcast light", "golden evening light", "early morning light", "backlit"),
-    *("side light", "deep shade", "lamp light", "flash", "hazy light", "high contrast"),
+LIGHTINGS = tuple(
+    (
+        "soft daylight; bright sunlight; overcast light; golden evening light; early morning light; backlit; side "
+        "light; deep shade; lamp light; flash; hazy light; high contrast"
+    ).split("; ")
 )
 
 
