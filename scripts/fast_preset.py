@@ -37,9 +37,6 @@ CANDIDATES = {
     "8 steps": {"steps": 8},
     "7 steps": {"steps": 7},
     "8 steps of UniPC": {"steps": 8, "scheduler": "unipc"},
-    "10 steps, guided in 8": {"steps": 10, "guidance_until": 0.8},
-    "10 steps, guided in 5": {"steps": 10, "guidance_until": 0.5},
-    "10 steps, guided by 8 in 5": {"steps": 10, "guidance_until": 0.5, "guidance": 8.0},
     "10 steps, attention every second": {"steps": 10, "cache": "attention-2"},
 }
 

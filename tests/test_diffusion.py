@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 from inspect import signature
 
 import numpy as np
 import pytest
 import tiny_pipelines
 
+import cilkit
 from cilkit.data.shards import ShardWriter
 from cilkit.errors import UserError
 from cilkit.synthesis import diffusion, load_generator, pipelines
@@ -135,6 +137,31 @@ def test_an_unknown_family_is_handed_its_prompts_as_text(folders, tmp_path, monk
     assert close(other.paint(PROMPTS, SEEDS, [""] * 4), known) and other._encoder is None
 
 
+def test_a_pipeline_of_no_known_family_paints_its_prompts(folders):
+    generator = load_generator(folders("lcm"), **FEW)
+    images = generator.paint(PROMPTS, SEEDS, [""] * 4)
+    assert generator._encoder is None and close(images, plain(generator, PROMPTS, SEEDS)) and images.std() > 10
+    assert close(images[1:2], generator.paint(PROMPTS[1:2], SEEDS[1:2], [""]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "said"),
+    [
+        ("ddpm", {}, "DDPMPipeline takes no prompt; expected a pipeline that paints from text"),
+        ("lcm", {"negative_prompt": "blue"}, "reads no negative_prompt; leave negative_prompt='blue' out"),
+        ("dit", {"size": 64}, "DiTPipeline reads no size"),
+        ("sd", {"strength": 0.3}, "StableDiffusionPipeline reads no strength"),
+        ("sd", {"max_tokens": 9}, "StableDiffusionPipeline reads no max_tokens"),
+        ("flux", {"scheduler": "ddim"}, "flux does not paint with these settings .*custom sigmas"),
+        ("sd", {"device": "cudaa"}, "device 'cudaa' is not there"),
+    ],
+)
+def test_what_a_pipeline_would_not_read_is_refused(folders, kind, asked, said):
+    generator = load_generator(folders(kind), **FEW | asked)
+    with pytest.raises(UserError, match=said):
+        generator.paint(PROMPTS[:1], SEEDS[:1], ["goldfish"])
+
+
 def test_class_conditional_pipeline_paints_classes_by_name(folders):
     generator = load_generator(folders("dit"), **FEW)
     assert generator.conditioning == "class" and generator.classes["white shark"] == 2
@@ -170,7 +197,30 @@ def test_image_to_image_begins_with_an_image_of_the_same_class(folders, start, k
     assert generator.digest != load_generator(folders(kind), **FEW).digest
 
 
-def test_image_to_image_without_start_images_says_what_it_needs(folders):
+def test_paint_makes_artifacts_from_start_images_and_from_classes(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("CILKIT_ARTIFACTS", str(tmp_path / "artifacts"))
+    realm = cilkit.foresee("ornaments and shapes", classes=2)
+    how = {"per_class": 2, "steps": 3, "size": 32, "workers": 1}
+    start = cilkit.paint(realm, "font-renderings", per_class=3, workers=1)
+    settings = {"start": str(start.artifact.path), "strength": 0.5}
+    over = cilkit.paint(realm, str(folders("sd")), **how, negative_prompt="blue", settings=settings)
+    recorded = json.loads(over.manifest["settings"][0])
+    assert len(over) == 4 and recorded["start"] == start.artifact.path.name and recorded["strength"] == 0.5
+    assert str(tmp_path) not in (over.artifact.path / "artifact.json").read_text()
+    by_class = shutil.copytree(folders("dit"), tmp_path / "dit")
+    index = json.loads((by_class / "model_index.json").read_text())
+    index["id2label"] = dict(enumerate(realm.concept_names))
+    (by_class / "model_index.json").write_text(json.dumps(index))
+    images = cilkit.paint(realm, str(by_class), **how)
+    assert images.class_names == realm.concept_names and images.images().std() > 5
+
+
+def test_image_to_image_says_what_it_needs(folders, start):
+    with pytest.raises(UserError, match="holds no manifest.parquet; expected the folder of an image set"):
+        load_generator(folders("sd"), **FEW, start="nowhere")
+    generator = load_generator(folders("pixart"), **FEW, start=str(start))
+    with pytest.raises(UserError, match="diffusers has no image-to-image pipeline for PixArtSigmaPipeline"):
+        generator.paint(["a"], [1], ["dark"])
     with pytest.raises(UserError, match="sd-img2img paints over images; name an image set"):
         load_generator(folders("sd-img2img"), **FEW).check(["dark"])
 
@@ -237,48 +287,6 @@ def test_images_that_are_not_finite_count_as_blank(folders, monkeypatch):
     assert calls == [2, 1] and generator.repaints == {1: 1} and images[1].std() > 5
 
 
-def test_guidance_of_some_steps_ends_where_it_says(folders):
-    """All steps of guidance = the plain pipeline; later unguided steps are run on half the batch."""
-    batches = []
-    for kind in ("sd", "sdxl", "sd3"):
-        generator = load_generator(folders(kind), **FEW | {"steps": 4}, guidance_until=0.5)
-        network = pipelines.denoiser(generator.pipeline)
-        hook = network.register_forward_pre_hook(
-            lambda _, arguments, named: batches.append(len((arguments or [named.get("hidden_states")])[0])),
-            with_kwargs=True,
-        )
-        images = generator.paint(PROMPTS, SEEDS, [""] * 4)
-        hook.remove()
-        assert batches == [8, 8, 4, 4], kind
-        assert not close(images, load_generator(folders(kind), **FEW | {"steps": 4}).paint(PROMPTS, SEEDS, [""] * 4))
-        batches.clear()
-    for kind in ("pixart", "flux", "dit"):
-        with pytest.raises(UserError, match="guides every step or none"):
-            load_generator(folders(kind), **FEW, guidance_until=0.5).paint(PROMPTS[:1], SEEDS[:1], ["goldfish"])
-
-
-def test_guidance_of_some_steps_equals_the_loop_by_hand(folders):
-    """DDIM by hand: x0 and noise from the guided or the plain prediction (Song et al. 2021, eq. 12, eta = 0)."""
-    import torch
-
-    generator = load_generator(folders("sd"), **FEW | {"steps": 4}, guidance_until=0.5)
-    images, pipe = generator.paint(PROMPTS[:1], SEEDS[:1], [""]), generator.pipeline
-    with torch.no_grad():
-        text, empty = pipe.encode_prompt(PROMPTS[0], "cpu", 1, True)
-        x = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(SEEDS[0]))
-        pipe.scheduler.set_timesteps(4)
-        for step, t in enumerate(pipe.scheduler.timesteps):
-            noise = pipe.unet(x, t, text).sample
-            if step < 2:
-                plain_noise = pipe.unet(x, t, empty).sample
-                noise = plain_noise + 3.0 * (noise - plain_noise)
-            x = pipe.scheduler.step(noise, t, x).prev_sample
-        picture = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
-    by_hand = (255 * (picture / 2 + 0.5).clamp(0, 1)).round().permute(0, 2, 3, 1).numpy().astype(np.uint8)
-    assert close(images, by_hand)
-    assert not close(images, load_generator(folders("sd"), **FEW | {"steps": 4}).paint(PROMPTS[:1], SEEDS[:1], [""]))
-
-
 def test_attention_caching_computes_every_second_step_and_forgets_between_calls(folders):
     generator = load_generator(folders("sd"), **FEW | {"steps": 4}, cache="attention-2")
     calls, network = [], generator.pipeline.unet
@@ -322,36 +330,122 @@ def test_an_image_is_its_own_under_every_scheduler(folders, scheduler):
     assert close(images[1:3], generator.paint(PROMPTS[1:3], SEEDS[1:3], [""] * 2))
 
 
-@pytest.mark.parametrize("named", ["kohya", "peft"])
-def test_lora_is_added_to_the_weights(folders, tmp_path, named):
-    """W + scale (alpha / rank) B A, for a linear layer and a convolution, against the same written out."""
+ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+CONVOLUTION = "down_blocks.0.resnets.0.conv1"
+ENCODER = "encoder.layers.0.self_attn.q_proj"
+PEFT = pytest.mark.skipif(find_spec("peft") is None, reason='the optional extra lora is not installed (".[lora]")')
+
+
+def lora(weight, seed):
+    """A LoRA's two matrices of rank 2 for this weight, and what they add to it, unscaled."""
+    import torch
+
+    random = torch.Generator().manual_seed(seed)
+    down = torch.randn((2, *weight.shape[1:]), generator=random)
+    up = torch.randn((len(weight), 2, *[1] * (weight.dim() - 2)), generator=random)
+    return down, up, torch.einsum("or,r...->o...", up.reshape(len(weight), 2), down)
+
+
+@pytest.fixture
+def kohya(folders, tmp_path):
+    """A LoRA with the names of kohya's scripts, alpha 3: (file, what it adds to each layer by 0.5)."""
     import torch
     from safetensors.torch import save_file
 
-    random, tensors = torch.Generator().manual_seed(0), {}
-    before = load_generator(folders("sd"), **FEW).pipeline.unet
-    paths = ["down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", "down_blocks.0.resnets.0.conv1"]
-    expected = {}
-    for path in paths:
-        weight = before.get_submodule(path).weight.detach()
-        down = torch.randn((2, *weight.shape[1:]), generator=random)
-        up = torch.randn((len(weight), 2, *[1] * (weight.dim() - 2)), generator=random)
-        share = 0.5 * (3.0 / 2 if named == "kohya" else 1.0)
-        expected[path] = weight + share * torch.einsum("or,r...->o...", up.reshape(len(weight), 2), down)
-        if named == "kohya":
-            stem = "lora_unet_" + path.replace(".", "_")
-            tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
-            tensors[f"{stem}.alpha"] = torch.tensor(3.0)
-        else:
-            tensors |= {f"unet.{path}.lora_A.weight": down, f"unet.{path}.lora_B.weight": up}
+    pipeline, tensors, added = load_generator(folders("sd"), **FEW).pipeline, {}, {}
+    for number, path in enumerate([ATTENTION, CONVOLUTION]):
+        stem = "lora_unet_" + path.replace(".", "_")
+        down, up, added[path] = lora(pipeline.unet.get_submodule(path).weight, number)
+        tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(3.0)}
     save_file(tensors, tmp_path / "style.safetensors")
-    generator = load_generator(folders("sd"), **FEW, loras=[f"{tmp_path}@0.5"])
-    for path, weight in expected.items():
-        torch.testing.assert_close(generator.pipeline.unet.get_submodule(path).weight, weight)
-    assert generator.digest != load_generator(folders("sd"), **FEW).digest
-    save_file({"lora_unet_nowhere.lora_down.weight": torch.zeros(2, 2)}, tmp_path / "style.safetensors")
-    with pytest.raises(UserError, match="changes 'lora_unet_nowhere', which StableDiffusionPipeline has not"):
-        load_generator(folders("sd"), **FEW, loras=[str(tmp_path)]).paint(PROMPTS[:1], SEEDS[:1], [""])
+    return tmp_path / "style.safetensors", {path: 0.5 * 3.0 / 2 * weight for path, weight in added.items()}
+
+
+@PEFT
+def test_lora_with_kohya_s_names_is_added_to_the_weights(folders, kohya):
+    """W + scale (alpha / rank) B A, of a linear layer and a convolution; nothing of peft's is left in the network."""
+    import torch
+
+    file, added = kohya
+    plainly, styled = load_generator(folders("sd"), **FEW), load_generator(folders("sd"), **FEW, loras=[f"{file}@0.5"])
+    for path, addition in added.items():
+        before = plainly.pipeline.unet.get_submodule(path).weight
+        torch.testing.assert_close(styled.pipeline.unet.get_submodule(path).weight, before + addition)
+    assert list(styled.pipeline.unet.state_dict()) == list(plainly.pipeline.unet.state_dict())
+    assert styled.digest != plainly.digest and styled.settings["loras"] == ["style.safetensors@0.5"]
+    assert styled.given["loras"] == [f"{file}@0.5"]
+    images = styled.paint(PROMPTS[:2], SEEDS[:2], ["", ""])
+    assert not close(images, plainly.paint(PROMPTS[:2], SEEDS[:2], ["", ""]))
+    twice = load_generator(folders("sd"), **FEW, loras=[f"{file}@0.25", f"{file}@0.25"])
+    assert close(twice.paint(PROMPTS[:2], SEEDS[:2], ["", ""]), images)
+
+
+@PEFT
+def test_lora_saved_by_diffusers_is_added_to_the_weights(folders, tmp_path):
+    """The file that diffusers' training scripts write: U-Net and text encoder, alpha in the file's header."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    before, layers = load_generator(folders("sd"), **FEW).pipeline, {}
+    (down, up, addition), (text_down, text_up, text_addition) = (
+        lora(network.get_submodule(path).weight, number)
+        for number, (network, path) in enumerate([(before.unet, ATTENTION), (before.text_encoder, ENCODER)])
+    )
+    layers["unet_lora_layers"] = {f"{ATTENTION}.lora_A.weight": down, f"{ATTENTION}.lora_B.weight": up}
+    layers["text_encoder_lora_layers"] = {f"{ENCODER}.lora_A.weight": text_down, f"{ENCODER}.lora_B.weight": text_up}
+    for part, targets in {"unet": [ATTENTION], "text_encoder": [ENCODER]}.items():
+        layers[f"{part}_lora_adapter_metadata"] = {"r": 2, "lora_alpha": 6, "target_modules": targets}
+    StableDiffusionPipeline.save_lora_weights(tmp_path, **layers)
+    after = load_generator(folders("sd"), **FEW, loras=[str(tmp_path)]).pipeline
+    for name, path, added in (("unet", ATTENTION, addition), ("text_encoder", ENCODER, text_addition)):
+        weights = [getattr(pipeline, name).get_submodule(path).weight for pipeline in (before, after)]
+        torch.testing.assert_close(weights[1], weights[0] + 6 / 2 * added)
+
+
+@PEFT
+def test_lora_that_does_not_fit_is_one_sentence(folders, kohya, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    good, unfit = load_file(kohya[0]), tmp_path / "unfit.safetensors"
+
+    def unknown(layer):
+        return {f"lora_unet_{layer}.lora_{end}.weight": torch.zeros(2, 2) for end in ("down", "up")}
+
+    for said, tensors in {
+        "Target modules": unknown("nowhere"),
+        "2 of its 3 layers fit": good | unknown("mid_block_gone"),
+        "in loading state_dict": {
+            n: t.repeat(1, 2) if n.endswith("to_q.lora_down.weight") else t for n, t in good.items()
+        },
+        "Invalid LoRA": {"unet.weight": torch.zeros(2)},
+    }.items():
+        save_file(tensors, unfit)
+        generator = load_generator(folders("sd"), **FEW, loras=[str(unfit)])
+        with pytest.raises(UserError, match=r"LoRA unfit\.safetensors cannot be merged into StableDiffusion") as error:
+            generator.paint(PROMPTS[:1], SEEDS[:1], [""])
+        assert said in str(error.value)
+    unfit.write_bytes(b"half a file")
+    with pytest.raises(UserError, match="cannot be merged .*expected a safetensors file"):
+        load_generator(folders("sd"), **FEW, loras=[str(unfit)]).paint(["a"], [1], [""])
+
+
+def test_lora_without_peft_says_what_to_install(folders, kohya, monkeypatch):
+    monkeypatch.setattr(pipelines, "find_spec", lambda name: None)
+    generator = load_generator(folders("sd"), **FEW, loras=[str(kohya[0])])
+    for use in (lambda: generator.check(["x"], ["a"]), lambda: generator.pipeline):
+        with pytest.raises(UserError, match=r'pip install -e "\.\[lora\]"'):
+            use()
+
+
+def test_lora_spec_holds_a_file_a_folder_or_a_hub_name_and_a_scale(kohya, tmp_path):
+    file, _ = kohya
+    assert pipelines.lora_file(str(file)) == (file, 1.0) and pipelines.lora_file(f"{tmp_path}@0.8") == (file, 0.8)
+    assert pipelines.lora_file(f"{file}@-1") == (file, -1.0)
+    shutil.copy(file, tmp_path / "a@b.safetensors")
+    assert pipelines.lora_file(str(tmp_path / "a@b.safetensors"))[1] == 1.0
+    with pytest.raises(UserError, match="is a folder with 2 safetensors files; name the file itself"):
+        pipelines.lora_file(str(tmp_path))
 
 
 def test_precision_is_recorded_only_where_asked_for_and_used(folders):
@@ -365,6 +459,17 @@ def test_precision_is_recorded_only_where_asked_for_and_used(folders):
     assert np.abs(images.astype(int) - generator.paint(PROMPTS, SEEDS, [""] * 4)).mean() < 10
     with pytest.raises(UserError, match="precision='half'; expected one of auto, fp32, fp16, bf16"):
         load_generator(folders("sd"), precision="half")
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3", "flux"])
+def test_pixels_are_the_same_without_accelerate(folders, kind, monkeypatch):
+    """It comes with peft, and diffusers loads by it where it is there; SD 3 in half precision needs a cast without."""
+    for precision in ("fp32", "bf16"):
+        images = load_generator(folders(kind), **FEW, precision=precision).paint(PROMPTS[:1], SEEDS[:1], [""])
+        with monkeypatch.context() as patch:
+            patch.setattr(diffusion, "find_spec", lambda name: None)
+            without = load_generator(folders(kind), **FEW, precision=precision).paint(PROMPTS[:1], SEEDS[:1], [""])
+        assert (images == without).all(), precision
 
 
 def test_execution_options_change_neither_record_nor_digest(folders):
@@ -482,12 +587,21 @@ def test_licence_comes_from_the_preset_or_the_model_card(folders, tmp_path):
 
 def test_settings_that_make_no_sense_are_named(folders):
     for asked, said in {
-        "steps": "0; expected 1 or more",
-        "guidance_until": "0; expected a share",
+        "steps": "0; expected a whole number, 1 or more",
         "size": "0; expected pixels",
     }.items():
         with pytest.raises(UserError, match=f"{asked}={said}"):
             load_generator(folders("sd"), **{asked: 0})
+    for asked, value in {
+        "steps": "3",
+        "guidance": "high",
+        "loras": "style.safetensors",
+        "negative_prompt": ["x"],
+    }.items():
+        with pytest.raises(UserError, match=f"setting {asked}=.*; expected a"):
+            load_generator(folders("sd"), **{asked: value})
+    with pytest.raises(UserError, match="sdxl has no safety checker; leave safety_checker out"):
+        load_generator(folders("sdxl"), safety_checker=True)
     with pytest.raises(UserError, match=r"'guidence' is unknown \(did you mean 'guidance'\?\)"):
         load_generator(folders("sd"), guidence=2)
     settings = load_generator(folders("sd"), **FEW, cache="attention-2").settings

@@ -265,6 +265,31 @@ def dit():
     return DiTPipeline(transformer.eval(), vae(), DDIMScheduler(clip_sample=False), id2label=LABELS)
 
 
+def latent_consistency():
+    """Of none of the families whose encode_prompt is known; reads no negative prompt."""
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler
+
+    return LatentConsistencyModelPipeline(
+        vae=vae(),
+        text_encoder=clip_text(),
+        tokenizer=clip_tokenizer(),
+        unet=unet(time_cond_proj_dim=16),
+        scheduler=LCMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def unconditional():
+    """Paints what it likes: no text, no class."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    network = UNet2DModel(16, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, **blocks)
+    return DDPMPipeline(network.eval(), DDPMScheduler())
+
+
 KINDS = {
     "sd": stable_diffusion,
     "sd-img2img": lambda: stable_diffusion(image_to_image=True),
@@ -273,4 +298,6 @@ KINDS = {
     "flux": flux,
     "pixart": pixart,
     "dit": dit,
+    "lcm": latent_consistency,
+    "ddpm": unconditional,
 }

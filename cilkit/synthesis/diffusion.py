@@ -17,7 +17,7 @@ import numpy as np
 from cilkit.artifacts import canonical, sha256_of
 from cilkit.errors import UserError, near_name
 from cilkit.synthesis import pipelines
-from cilkit.synthesis.generators import OutOfMemory, demand
+from cilkit.synthesis.generators import OutOfMemory, demand, reason_of
 from cilkit.synthesis.presets import Preset
 
 # Premonition's image notebook (read in source: Get_Images_from_Prompts.ipynb): miniSD at 256 x 256, fp16, no safety
@@ -30,7 +30,6 @@ OPTIONAL = {
     "revision": "",  # of the hub's model
     "precision": "auto",  # "fp32" | "fp16" | "bf16"; auto: the preset's on a GPU, fp32 on a CPU
     "scheduler_options": {},
-    "guidance_until": 1.0,  # the share of the steps that is guided; the rest cost half
     "cache": "",  # diffusers' step caching: "attention-N" or "first-block-THRESHOLD"
     "loras": [],  # safetensors files, folders or hub names, "@0.8" behind one scales it
     "max_tokens": 0,  # of the T5, where it is not the pipeline's default
@@ -38,6 +37,9 @@ OPTIONAL = {
     "start": "",  # an image set whose images of the same class image-to-image begins with
     "strength": 0.6,  # how much of a start image is noised away, in (0, 1]
 }
+# Settings that are an argument of the pipeline's call.
+ARGUMENTS = {"steps": "num_inference_steps", "guidance": "guidance_scale", "size": "height", "strength": "strength"}
+ARGUMENTS |= {"negative_prompt": "negative_prompt", "max_tokens": "max_sequence_length"}
 EXECUTION = {"device": "auto", "compile": False, "channels_last": None}  # where and how fast, never recorded
 REPAINTS = 3  # times that a blank image is painted again, from another seed each
 
@@ -57,10 +59,11 @@ class Diffusion:
             )
         self.paintable = self._json("paintable.json", {})
         self.index = self._json("model_index.json", {})
-        self.given = dict(settings)
         self.execution = {key: settings.get(key, default) for key, default in EXECUTION.items()}
         self.options = self._resolved({key: value for key, value in settings.items() if key not in EXECUTION})
-        self.settings = {key: value for key, value in self.options.items() if value != OPTIONAL.get(key, ...)}
+        self.given = settings | {key: self.options[key] for key in ("start", "loras") if key in settings}  # absolute
+        local = {"start": _shown(self.options["start"]), "loras": [_shown(one) for one in self.options["loras"]]}
+        self.settings = {key: value for key, value in (self.options | local).items() if value != OPTIONAL.get(key, ...)}
         self.size, self.batch_size = self.options["size"], self.options["batch_size"]
         self.repaints: dict[int, int] = {}
 
@@ -79,6 +82,15 @@ class Diffusion:
         options = own | of_folder | of_preset | asked
         options["scheduler"] = pipelines.SCHEDULERS.get(options["scheduler"], options["scheduler"])
         _validate(options)
+        options["loras"] = [_absolute(lora) for lora in options["loras"]]
+        options["start"] = _absolute(str(options["start"]))
+        if options["start"] and not (Path(options["start"]) / "manifest.parquet").is_file():
+            raise UserError(
+                f"start={options['start']!r} holds no manifest.parquet; expected the folder of an image set, such as "
+                "images.artifact.path"
+            )
+        if options["safety_checker"] and not self.index.get("safety_checker", [None])[0]:
+            raise UserError(f"{self.id} has no safety checker; leave safety_checker out")
         if options["negative_prompt"] and (options["guidance"] <= 1 or self.family == "Flux"):
             how = "without one" if self.family == "Flux" else f"with guidance {options['guidance']}"
             raise UserError(
@@ -149,6 +161,8 @@ class Diffusion:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def check(self, concepts: Sequence[str], prompts: Sequence[str] = ()) -> None:
+        if self.options["loras"]:
+            pipelines.demand_peft()
         families = self.paintable.get("concepts")
         if families:
             demand(concepts, [name for names in families.values() for name in names], self.id)
@@ -156,7 +170,7 @@ class Diffusion:
         for name in concepts if known is not None else ():
             if name not in known:
                 raise UserError(
-                    f"the generator {self.id!r} has no class {name!r}{near_name(name, known)}; expected one of its "
+                    f"the generator {self.id!r} has no class {name!r}{near_name(name, known, 0.6)}; expected one of its "
                     f"{len(known)} classes"
                 )
         distinct = list(dict.fromkeys(prompts)) if self.conditioning != "class" else []
@@ -199,7 +213,13 @@ class Diffusion:
         import torch
 
         device = self.execution["device"]
-        return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        if device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # unknown, or torch was built without it
+            raise UserError(f"device {device!r} is not there ({reason_of(error)}); take 'auto' or 'cpu'") from None
+        return device
 
     @property
     def precision(self) -> str:
@@ -210,35 +230,60 @@ class Diffusion:
     @cached_property
     def pipeline(self):
         """The pipeline on its device, with its scheduler, LoRAs and caching."""
-        import torch
-        from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
-
-        kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-        unchecked = {"safety_checker": None, "requires_safety_checker": False}
-        if self.options["safety_checker"]:
-            unchecked = {}
-        try:
-            with _quietly():
-                pipeline = DiffusionPipeline.from_pretrained(
-                    self.folder,
-                    torch_dtype=kinds[self.precision],
-                    use_safetensors=True,
-                    local_files_only=True,
-                    low_cpu_mem_usage=find_spec("accelerate") is not None,
-                    **{name: value for name, value in unchecked.items() if name in self.index},
-                )
-                if self.options["start"] and "image" not in signature(pipeline.__call__).parameters:
-                    pipeline = AutoPipelineForImage2Image.from_pipe(pipeline)
-        except Exception as error:  # broken weights surface as several unrelated classes
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"generator {self.id} in {self.folder} cannot be loaded ({reason}); restore its files"
-            ) from None
+        with _quietly():
+            pipeline = self._loaded()
+            self._demand_arguments(pipeline)
+            pipelines.prepare(pipeline, self.options, self._scheduler())
         pipeline.set_progress_bar_config(disable=True)
-        pipelines.prepare(pipeline, self.options, self._scheduler())
         pipeline.to(self.device)
         pipelines.hasten(pipeline, self.execution)
         return pipeline
+
+    def _loaded(self):
+        import torch
+        from diffusers import AutoPipelineForImage2Image, DiffusionPipeline, ModelMixin
+
+        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
+        unchecked = {"safety_checker": None, "requires_safety_checker": False}
+        if self.options["safety_checker"]:
+            unchecked = {}
+        has_accelerate = find_spec("accelerate") is not None
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(
+                self.folder,
+                torch_dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                low_cpu_mem_usage=has_accelerate,
+                **{name: value for name, value in unchecked.items() if name in self.index},
+            )
+        except Exception as error:  # broken weights surface as several unrelated classes
+            raise UserError(
+                f"generator {self.id} in {self.folder} cannot be loaded ({reason_of(error)}); restore its files"
+            ) from None
+        for part in pipeline.components.values():
+            if isinstance(part, ModelMixin) and not has_accelerate and part.dtype != dtype:
+                part.to(dtype)  # SD 3's is left in its file's precision
+        if not self.options["start"] or "image" in signature(pipeline.__call__).parameters:
+            return pipeline
+        try:
+            return AutoPipelineForImage2Image.from_pipe(pipeline)
+        except ValueError:
+            raise UserError(
+                f"diffusers has no image-to-image pipeline for {type(pipeline).__name__}; leave start out"
+            ) from None
+
+    def _demand_arguments(self, pipeline) -> None:
+        """UserError for a pipeline that cannot paint from what it is handed, or reads no setting that was asked for."""
+        takes, kind = signature(pipeline.__call__).parameters, type(pipeline).__name__
+        needed = {"text": ["prompt"], "image": ["prompt", "image"], "class": ["class_labels"]}[self.conditioning]
+        for name in ("generator", *needed):
+            if name not in takes:
+                raise UserError(f"{kind} takes no {name}; expected a pipeline that paints from text, images or classes")
+        sized = self.conditioning == "image" or self.size == self._native_size()  # without being told
+        for setting, argument in ARGUMENTS.items():
+            if self.given.get(setting) and argument not in takes and not (setting == "size" and sized):
+                raise UserError(f"{kind} reads no {setting}; leave {setting}={self.given[setting]!r} out")
 
     @cached_property
     def _encoder(self) -> pipelines.Encoder | None:
@@ -270,9 +315,13 @@ class Diffusion:
             pipeline = self.pipeline
             takes = signature(pipeline.__call__).parameters
             arguments = self._arguments(list(prompts), list(seeds), list(concepts), steps or self.options["steps"])
-            pipelines.reset_cache(pipeline)
-            made = pipeline(**{key: value for key, value in arguments.items() if key in takes})
-        pixels = made.images  # float (n, size, size, 3) in [0, 1]
+            if self.options["cache"]:
+                pipelines.reset_cache(pipeline)
+            try:
+                made = pipeline(**{key: value for key, value in arguments.items() if key in takes})
+            except ValueError as error:  # diffusers' own checks of what it is asked for
+                raise UserError(f"{self.id} does not paint with these settings ({reason_of(error)})") from None
+        pixels = np.asarray(made.images)  # float (n, size, size, 3) in [0, 1]
         flagged = getattr(made, "nsfw_content_detected", None) or [False] * len(pixels)
         broken = ~np.isfinite(pixels).all((1, 2, 3)) | (pixels == 0).all((1, 2, 3))
         return np.round(255 * np.nan_to_num(pixels)).astype(np.uint8), broken | np.array(flagged, bool)
@@ -294,14 +343,13 @@ class Diffusion:
             return arguments | {"class_labels": [self.classes[name] for name in concepts]}
         if self.conditioning == "image":
             arguments |= {"image": self._start.of(concepts, seeds, self.size), "strength": asked["strength"]}
-        if asked["guidance_until"] < 1 and asked["guidance"] > 1:
-            arguments |= pipelines.end_guidance(self.pipeline, asked["guidance_until"])
         if asked["max_tokens"]:
             arguments["max_sequence_length"] = asked["max_tokens"]
         if self._encoder:
             return arguments | {"negative_prompt": None} | self._encoder(prompts)
-        negative = asked["negative_prompt"]
-        return arguments | {"prompt": prompts, "negative_prompt": None if negative is None else [negative] * len(seeds)}
+        if asked["negative_prompt"] is not None:
+            arguments["negative_prompt"] = [asked["negative_prompt"]] * len(seeds)
+        return arguments | {"prompt": prompts}
 
     def most_at_once(self) -> int:
         """Images of one call that fit into the free device memory, from two small calls; 0 on a CPU: not known."""
@@ -338,18 +386,31 @@ def derived_seed(seed: int, attempt: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def _absolute(spec: str) -> str:
+    """A file or folder that is there by its absolute path, as workers find it; any other text as it is."""
+    path = Path(pipelines.scaled(spec)[0]).expanduser()
+    return str(Path(spec).expanduser().absolute()) if spec and path.exists() else spec
+
+
+def _shown(spec: str) -> str:
+    """The same without this machine's folders, for the record: `digest` reads what lies there."""
+    return Path(spec).name if Path(spec).is_absolute() else spec
+
+
 def _validate(options: dict[str, Any]) -> None:
-    kinds = ("auto", "fp32", "fp16", "bf16")
-    rules = {
-        "precision": (options["precision"] in kinds, f"one of {', '.join(kinds)}"),
-        "guidance_until": (0 < options["guidance_until"] <= 1, "a share of the steps in (0, 1]"),
-        "strength": (0 < options["strength"] <= 1, "in (0, 1]"),
-        "steps": (options["steps"] >= 1, "1 or more"),
-        "size": (options["size"] >= 8 and options["size"] % 8 == 0, "pixels on a side, a multiple of 8"),
-        "batch_size": (options["batch_size"] >= 1, "1 or more"),
+    number, kinds = (int, float), ("auto", "fp32", "fp16", "bf16")
+    rules = {  # setting -> its type, its test, and both in words
+        "steps": (int, lambda n: n >= 1, "a whole number, 1 or more"),
+        "guidance": (number, lambda _: True, "a number"),
+        "negative_prompt": ((str, type(None)), lambda _: True, "a text"),
+        "batch_size": (int, lambda n: n >= 1, "a whole number, 1 or more"),
+        "size": (int, lambda n: n >= 8 and n % 8 == 0, "pixels on a side, a multiple of 8"),
+        "precision": (str, lambda name: name in kinds, f"one of {', '.join(kinds)}"),
+        "loras": (list, lambda those: all(isinstance(one, str) for one in those), "a list of files or hub names"),
+        "strength": (number, lambda share: 0 < share <= 1, "in (0, 1]"),
     }
-    for name, (met, expected) in rules.items():
-        if not met:
+    for name, (kind, met, expected) in rules.items():
+        if not isinstance(options[name], kind) or not met(options[name]):
             raise UserError(f"generator setting {name}={options[name]!r}; expected {expected}")
 
 
@@ -379,10 +440,10 @@ def _memory(torch) -> Iterator[None]:
     """The device's (or the machine's) memory ran out: one class for the caller, and what was held given back."""
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
-        reason = str(error).splitlines()[0][:200]
+        reason = reason_of(error)
     else:
         return
     if torch.cuda.is_available():
@@ -392,12 +453,14 @@ def _memory(torch) -> Iterator[None]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Loading takes a second; its progress bars and a renamed argument would be all that a notebook shows of it."""
+    """Loading takes a second; progress bars and remarks would be all that a notebook shows of it."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
     with ExitStack() as stack, warnings.catch_warnings():
         for library in (of_diffusers, of_transformers):
+            stack.callback(library.set_verbosity, library.get_verbosity())
+            library.set_verbosity(library.CRITICAL)
             library.disable_progress_bar()
             stack.callback(library.enable_progress_bar)
         warnings.simplefilter("ignore", FutureWarning)

@@ -4,6 +4,7 @@ Loading reads names, settings and digests only; torch and diffusers are imported
 """
 
 import hashlib
+import textwrap
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cilkit.artifacts import sha256_of
-from cilkit.errors import UserError
+from cilkit.errors import UserError, near_name
 from cilkit.synthesis.presets import preset, preset_of, presets
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "generator"
@@ -58,8 +59,8 @@ def load_generator(spec: "str | Path | Generator" = "embedded", **settings) -> G
         return spec
     spec, asked = str(spec), settings.get("preset", "")
     if spec == "font-renderings":
-        if set(settings) - set(EXECUTION):
-            raise UserError(f"font-renderings has no settings, but {sorted(settings)[0]!r} was given; leave it out")
+        if unknown := sorted(set(settings) - set(EXECUTION)):
+            raise UserError(f"font-renderings has no settings, but {unknown[0]!r} was given; leave it out")
         return FontRenderings()
     if spec in presets() and spec != "embedded" and not (Path(spec) / "model_index.json").is_file():
         settings["preset"] = asked = asked or spec
@@ -68,24 +69,32 @@ def load_generator(spec: "str | Path | Generator" = "embedded", **settings) -> G
     if spec == "embedded":
         return Diffusion(EMBEDDED, "embedded", settings, known)
     if (Path(spec) / "model_index.json").is_file():
-        return Diffusion(Path(spec), Path(spec).name, settings, known)
+        return Diffusion(Path(spec), Path(spec).resolve().name, settings, known)
     return Diffusion(_fetched(spec, settings.get("revision")), spec, settings, known)
 
 
 def _fetched(name: str, revision: str | None = None) -> Path:
     """The folder of a model of the Hugging Face hub, from its cache or the network."""
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        near = near_name(name, ["font-renderings", *presets()], cutoff=0.6)
         raise UserError(
-            f"generator {name!r} is unknown; expected 'embedded', 'font-renderings', a folder with model_index.json, "
-            f"a preset ({', '.join(presets())}), or a hub name such as 'lambdalabs/miniSD-diffusers'"
+            f"generator {name!r} is unknown{near}; expected 'embedded', 'font-renderings', a folder with "
+            f"model_index.json, a preset ({', '.join(presets())}), or a hub name such as 'lambdalabs/miniSD-diffusers'"
         )
     from diffusers import DiffusionPipeline
 
     try:
         return Path(DiffusionPipeline.download(name, revision=revision or None, use_safetensors=True))
     except Exception as error:  # the hub's client raises many unrelated classes
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"generator {name!r} is neither a local folder nor to be had from the hub ({reason})") from None
+        raise UserError(
+            f"generator {name!r} is neither a local folder nor to be had from the hub ({reason_of(error)}); check its "
+            "name and the connection, or name a folder that holds it"
+        ) from None
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what another library says, short enough for a sentence of ours."""
+    return textwrap.shorten((str(error).strip() or type(error).__name__).splitlines()[0], 200, placeholder=" …")
 
 
 class FontRenderings:

@@ -1,8 +1,9 @@
-"""Families of diffusers pipelines: how prompts are encoded, LoRAs merged, guidance ended early, and steps cached."""
+"""Families of diffusers pipelines: how prompts are encoded, LoRAs merged, and steps cached."""
 
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cilkit.errors import UserError, near_name
+from cilkit.synthesis.generators import reason_of
 
 # What `encode_prompt` of diffusers 0.42 returns, in order (read in its source). The names are those under which the
 # pipeline takes them back; "" is something that the call makes anew. Any other pipeline is handed its prompts as text.
@@ -35,7 +37,6 @@ SCHEDULERS = {
     "unipc": "UniPCMultistepScheduler",
     "lcm": "LCMScheduler",
 }
-LORA_ENDS = ((".lora_down.weight", ".lora_up.weight"), (".lora_A.weight", ".lora_B.weight"))
 HELD = 256 << 20  # bytes of encoded prompts kept
 
 
@@ -46,8 +47,8 @@ def family(class_name: str) -> str:
 
 
 def denoiser(pipeline):
-    """The network of the denoising loop: a U-Net or a transformer."""
-    return pipeline.unet if getattr(pipeline, "unet", None) is not None else pipeline.transformer
+    """The network of the denoising loop: a U-Net or a transformer; None for a pipeline that has neither."""
+    return getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
 
 
 class Encoder:
@@ -123,25 +124,6 @@ def set_scheduler(pipeline, name: str, options: dict[str, Any]) -> None:
     pipeline.scheduler = getattr(diffusers, kind).from_config(pipeline.scheduler.config, **options)
 
 
-def end_guidance(pipeline, share: float) -> dict[str, Any]:
-    """Arguments of a call that is guided in the first `share` of its steps only: the rest run one half of the batch.
-
-    diffusers' own callbacks for this keep one image of the batch alone (read in its callbacks.py), hence this one.
-    """
-    doubled = ("prompt_embeds", "add_text_embeds", "add_time_ids", "pooled_prompt_embeds")
-    names = [name for name in doubled if name in getattr(pipeline, "_callback_tensor_inputs", ())]
-
-    def cut(pipeline, step: int, time, tensors: dict) -> dict:
-        last = max(1, round(share * pipeline.num_timesteps)) - 1
-        if step == last and pipeline.do_classifier_free_guidance:
-            pipeline._guidance_scale = 0.0
-            reset_cache(pipeline)
-            return {name: tensor.chunk(2)[1] for name, tensor in tensors.items()}
-        return {}
-
-    return {"callback_on_step_end": cut, "callback_on_step_end_tensor_inputs": names}
-
-
 def prepare(pipeline, options: dict[str, Any], own_scheduler: str) -> None:
     """The scheduler, LoRAs and step caching that the settings ask for."""
     if options["scheduler"] != own_scheduler or options["scheduler_options"]:
@@ -150,11 +132,6 @@ def prepare(pipeline, options: dict[str, Any], own_scheduler: str) -> None:
         merge_lora(pipeline, *lora_file(lora))
     if options["cache"]:
         enable_cache(pipeline, options["cache"])
-    told = "callback_on_step_end" in signature(pipeline.__call__).parameters
-    if options["guidance_until"] < 1 and not (told and hasattr(type(pipeline), "do_classifier_free_guidance")):
-        raise UserError(
-            f"guidance_until={options['guidance_until']}: {type(pipeline).__name__} guides every step or none; set 1"
-        )
 
 
 def hasten(pipeline, execution: dict[str, Any]) -> None:
@@ -197,17 +174,20 @@ def enable_cache(pipeline, cache: str) -> None:
 
 def reset_cache(pipeline) -> None:
     """Forget what step caching kept of the last call."""
-    network = denoiser(pipeline)
-    if hasattr(network, "_diffusers_hook") or any(hasattr(part, "_diffusers_hook") for part in network.modules()):
-        from diffusers.hooks import HookRegistry
+    from diffusers.hooks import HookRegistry
 
-        HookRegistry.check_if_exists_or_initialize(network).reset_stateful_hooks(recurse=True)
+    HookRegistry.check_if_exists_or_initialize(denoiser(pipeline)).reset_stateful_hooks(recurse=True)
+
+
+def scaled(lora: str) -> tuple[str, str]:
+    """(name, scale) of "name@0.8"; "" where none is given."""
+    return re.fullmatch(r"(.*?)(?:@(-?\d*\.?\d+))?", lora).groups(default="")
 
 
 def lora_file(spec: str) -> tuple[Path, float]:
     """(safetensors file, scale) of a file, a folder, "owner/name" or "owner/name/file.safetensors", and "@0.8"."""
-    name, _, scale = spec.partition("@")
-    path = Path(name)
+    name, scale = scaled(spec)
+    path = Path(name).expanduser()
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if len(files) != 1:
@@ -219,48 +199,55 @@ def lora_file(spec: str) -> tuple[Path, float]:
 
 
 def _fetched_lora(name: str) -> Path:
-    from huggingface_hub import hf_hub_download
+    """The LoRA of a hub model, from its cache or the network."""
+    from huggingface_hub import hf_hub_download, model_info, try_to_load_from_cache
 
-    parts = name.split("/")
+    owner, model, file = (*name.split("/", 2), "", "")[:3]
+    if owner in ("", ".", "..", "~") or not model or (model.endswith(".safetensors") and not file):
+        raise UserError(f"LoRA {name!r} is no file; expected one, a folder that holds one, or a hub's 'owner/name'")
+    wanted = f"{owner}/{model}", file or "pytorch_lora_weights.safetensors"
     try:
-        return Path(hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]) or "pytorch_lora_weights.safetensors"))
+        cached = try_to_load_from_cache(*wanted)
+        if isinstance(cached, str):
+            return Path(cached)
+        model_info(wanted[0])  # fails at once without a connection; the download would wait
+        return Path(hf_hub_download(*wanted))
     except Exception as error:  # the hub's client raises many unrelated classes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"LoRA {name!r} is neither a local file nor to be had from the hub ({reason})") from None
+        raise UserError(
+            f"LoRA {name!r} is neither a local file nor to be had from the hub ({reason_of(error)})"
+        ) from None
+
+
+def demand_peft() -> None:
+    """UserError where the library is missing with which diffusers reads LoRAs."""
+    if find_spec("peft") is None:
+        raise UserError('LoRAs need the optional extra: pip install -e ".[lora]"')
 
 
 def merge_lora(pipeline, file: Path, scale: float) -> None:
     """Add a LoRA to the weights it names: W + scale (alpha / rank) B A (Hu et al. 2021), so that it costs no step more.
 
-    Reads the names of kohya's scripts ("lora_unet_down_blocks_0_…") and of peft ("unet.down_blocks.0.…"); UserError
-    for a name that the pipeline has not.
+    diffusers reads the names of kohya's scripts and of peft; UserError for a file that was made for another model.
     """
-    import torch
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
+    demand_peft()
+    where, kind = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}, type(pipeline).__name__
     try:
-        tensors = load_file(file)
-    except Exception as error:  # safetensors raises a class of its own
-        raise UserError(f"LoRA {file} cannot be read ({error}); expected a safetensors file") from None
-    layers = {
-        f"{part}.{name}".replace(".", "_"): layer
-        for part, network in pipeline.components.items()
-        if isinstance(network, torch.nn.Module)
-        for name, layer in network.named_modules()
-    }
-    pairs = [(name, ends) for name in tensors for ends in LORA_ENDS if name.endswith(ends[0])]
-    for name, (down, up) in pairs:
-        stem = name.removesuffix(down)
-        target = re.sub(r"^te1?_", "text_encoder_", stem.replace(".", "_").removeprefix("lora_"))
-        weight = getattr(layers.get(re.sub(r"^te2_", "text_encoder_2_", target)), "weight", None)
-        if weight is None:
-            raise UserError(f"LoRA {file.name} changes {stem!r}, which {type(pipeline).__name__} has not")
-        a, b = tensors[name].float(), tensors[stem + up].float()  # (rank, in, ...), (out, rank, ...)
-        share = scale * float(tensors.get(stem + ".alpha", len(a))) / len(a)
-        with torch.no_grad():
-            weight += (share * (b.flatten(1) @ a.flatten(1)).reshape(weight.shape)).to(weight.dtype)
-    if not pairs:
-        raise UserError(f"LoRA {file.name} holds no layers of a known form; expected kohya's or peft's names")
+        with safe_open(file, "pt") as content:
+            named = sum(bool(re.search(r"lora[._](up|B)\b", name)) for name in content.keys())  # noqa: SIM118
+        pipeline.load_lora_weights(file.parent, **where)
+        networks = [part for part in pipeline.components.values() if hasattr(part, "named_parameters")]
+        placed = sum(".lora_B." in name for part in networks for name, _ in part.named_parameters())
+        if placed < max(named, 1):  # diffusers warns only
+            raise ValueError(f"{placed} of its {named} layers fit")
+        pipeline.fuse_lora(lora_scale=scale)
+        pipeline.unload_lora_weights()
+    except Exception as error:  # safetensors, diffusers, peft and torch raise their own classes
+        raise UserError(
+            f"LoRA {file.name} cannot be merged into {kind} ({reason_of(error)}); expected a safetensors file that was "
+            "made for this model"
+        ) from None
 
 
 class StartImages:

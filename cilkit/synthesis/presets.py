@@ -1,4 +1,4 @@
-"""Presets of known text-to-image models, from assets/generators.yaml: each setting with how it is known."""
+"""Presets of known text-to-image models, from assets/generators.yaml, which also says how each setting is known."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -8,18 +8,16 @@ from typing import Any
 from cilkit.errors import UserError, near_name
 
 FILE = Path(__file__).resolve().parent.parent / "assets" / "generators.yaml"
-TAGS = ("read", "quoted", "remembered", "our decision", "measured")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of one model. `tags` says of each of them how it is known; `fast` holds the declared faster variants."""
+    """Settings of one model; `fast` holds the declared faster variants."""
 
     name: str = ""
     model: str = ""
     licence: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
     fast: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def with_fast(self, fast: str) -> dict[str, Any]:
@@ -28,7 +26,7 @@ class Preset:
             known = f"has {', '.join(self.fast)}" if self.fast else "has none"
             raise UserError(
                 f"fast={fast!r}: the preset {self.name or '(none)'!r} {known}; leave fast empty, or set steps, "
-                "scheduler, guidance_until or cache themselves"
+                "scheduler or cache themselves"
             )
         return {**self.settings, **self.fast.get(fast, {})}
 
@@ -56,8 +54,5 @@ def preset_of(model: str) -> Preset:
 
 def _preset(name: str, entry: dict) -> Preset:
     model, fast = entry.pop("model"), entry.pop("fast", {})
-    tags = {key: tag for key, (_, tag) in entry.items()}
-    tags |= {f"fast.{kind}.{key}": tag for kind, pairs in fast.items() for key, (_, tag) in pairs.items()}
-    settings = {key: value for key, (value, _) in entry.items()}
-    variants = {kind: {key: value for key, (value, _) in pairs.items()} for kind, pairs in fast.items()}
-    return Preset(name, model, settings.pop("licence"), settings, tags, variants)
+    settings, *variants = ({key: value for key, (value, _) in group.items()} for group in (entry, *fast.values()))
+    return Preset(name, model, settings.pop("licence"), settings, dict(zip(fast, variants, strict=True)))
