@@ -112,7 +112,10 @@ AS_JSON = [{"name": name, "scientific_name": "", "description": description} for
         (json.dumps({"classes": AS_JSON}), set()),
         (json.dumps(AS_JSON, indent=2), set()),
         (f"Sure:\n```json\n{json.dumps({'classes': AS_JSON})}\n```\nEnjoy!", {"words around the JSON"}),
+        (f'<think>Or {json.dumps(AS_JSON[0] | {"name": "pew"})}?</think>{json.dumps(AS_JSON)}', {"thinking aloud"}),
         (f"Sure: {json.dumps({'sofas': AS_JSON})}", {"words around the JSON"}),
+        (json.dumps({"name": "sofas", "classes": AS_JSON}), set()),
+        (json.dumps([one | {"kinds": [{"name": "small one"}]} for one in AS_JSON]), set()),
         ("\n".join(json.dumps(one) for one in AS_JSON), set()),
         (json.dumps({"classes": AS_JSON})[:-2] + ', {"name": "sett', {"JSON cut off or broken"}),
         (json.dumps([{"item_name": name, "item_description": text} for name, text in TWO]), set()),
@@ -245,6 +248,19 @@ def test_subtypes_by_commas_or_by_lines():
     assert report.count("repeated subtype") == report.count("words around the list") == 1
     assert parse_subtypes("anura, other, smells", "reply 1", report) == ["anura"]
     assert report.count("not a class") == report.count("not visual") == 1
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Sure! Here are the orders: anura, caudata",
+        "anura, and caudata",
+        "- **anura**: frogs, toads\n- **caudata** - newts",
+        '<think>Perhaps ["aves"]?</think>\n\nanura, caudata.',
+    ],
+)
+def test_subtypes_without_the_words_around_them(reply):
+    assert parse_subtypes(reply, "reply 1", Report()) == ["anura", "caudata"]
 
 
 @pytest.mark.parametrize(

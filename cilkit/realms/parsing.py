@@ -118,13 +118,16 @@ def field_of(title: str) -> str:
 
 
 def readable(reply: str, where: str, report: Report) -> str:
-    """The reply up to REPLY_LIMIT, without characters that nobody sees."""
+    """The reply up to REPLY_LIMIT, without a model's thinking aloud and without characters that nobody sees."""
     if len(reply) > REPLY_LIMIT:
         report.add(where, f"reply over {REPLY_LIMIT:,} characters", reply)
         reply = reply[:REPLY_LIMIT]
     text = visible(reply)
     if text != reply:
         report.add(where, "control characters", reply, text)
+    if thought := re.match(r"\s*<think>.*?</think>", text, re.DOTALL):
+        report.add(where, "thinking aloud", thought[0])
+        text = text[thought.end() :]
     return text
 
 
@@ -177,8 +180,14 @@ def _listed_subtypes(text: str, where: str, report: Report) -> list[tuple[str, s
         if line.rstrip().endswith(":") or line.startswith("```"):
             report.add(place, "words around the list", line)
             continue
-        line = re.sub(r"^\s*(?:\d+[.)]|[-*•])\s+", "", line[:LINE_LIMIT]).strip().removesuffix(".")
-        found += [(place, part) for part in next(csv.reader([line], skipinitialspace=True), []) if part.strip()]
+        line = line[:LINE_LIMIT].strip().removesuffix(".")
+        item = re.sub(r"^(?:\d+[.)]|[-*•])\s+", "", line)
+        names = item if item == line else re.split(r":\s|\s[-–—]\s", item)[0]  # without what explains a list's item
+        names = re.sub(r"^[^,]*:\s", "", names)
+        if names != item:
+            report.add(place, "words around the list", item, names)
+        parts = next(csv.reader([names], skipinitialspace=True), [])
+        found += [(place, re.sub(r"^and ", "", part.strip())) for part in parts if part.strip()]
     return found
 
 
@@ -263,7 +272,8 @@ class _Lines:
             self.report.add(place, "list item, not a row", line)
             return _listed(item)
         table = line.strip().startswith("|")
-        fields = line.strip().strip("|").split("|") if table else self._fields(line, place)
+        cells = map(str.strip, line.strip().strip("|").split("|"))
+        fields = list(cells) if table else self._fields(line, place)
         known = [field_of(title) for title in fields]
         if known[0] == "number" or sum(map(bool, known)) > 1:
             self._head(fields, known, place)

@@ -48,10 +48,14 @@ def values_in(text: str) -> tuple[list[Any], bool]:
 
 
 def entries_in(value: Any, depth: int = 4) -> Iterator[dict[str, Any]]:
-    """The class-like things in a JSON value: objects that have a name, and anything else that stands in a list."""
+    """The class-like things in a JSON value: objects that have a name, and anything else that stands in a list.
+
+    An object that has a name and a list of objects, but no description, is the list's title and no class.
+    """
     if isinstance(value, dict):
         known = {field_of(key): inner for key, inner in value.items() if field_of(key) and not _holds_more(inner)}
-        if "name" in known or "scientific_name" in known:
+        lists = any(isinstance(inner, list) and _holds_more(inner) for inner in value.values())
+        if ("name" in known or "scientific_name" in known) and ("description" in known or not lists):
             yield known
         elif depth:
             for inner in value.values():
