@@ -251,7 +251,7 @@ def test_what_a_stopped_painting_left_is_not_mixed_with_another_generator_s_imag
         paint_plan(plan, changed, tmp_path, shard_size=10)
     paint_plan(plan, Squares(), tmp_path, shard_size=10)
     assert files_of(tmp_path) == undisturbed
-    (tmp_path / "manifest.parquet").rename(tmp_path / "00020.rows.parquet")  # a shard that this plan has not
+    (tmp_path / "manifest.parquet").rename(tmp_path / "100000.rows.parquet")  # a shard that this plan has not
     with pytest.raises(UserError, match="holds images of another plan or generator"):
         paint_plan(plan, Squares(), tmp_path, shard_size=10)
     (tmp_path / "manifest.parquet").write_bytes(b"broken")

@@ -113,12 +113,13 @@ class Job:
             )
 
     def _foreign(self) -> str:
-        """What is there of another plan or generator, or cut otherwise: the manifest, the first finished shard, or the
-        batches of a job that was left."""
+        """What is there of another plan or generator, or cut otherwise: the manifest, the first or last finished shard,
+        or the batches of a job that was left."""
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
 
-        for path in [*self.folder.glob(MANIFEST), *sorted(self.folder.glob("*.rows.parquet"))][:1]:
+        done = [*self.folder.glob(MANIFEST)] or sorted(self.folder.glob("*.rows.parquet"), key=_number)
+        for path in dict.fromkeys(done[:1] + done[-1:]):
             rows = [len(self.plan)] if path.name == MANIFEST else self.plan.shard_rows[_number(path) :][:1]
             try:
                 with ParquetFile(path) as file:

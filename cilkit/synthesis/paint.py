@@ -14,7 +14,7 @@ from cilkit.errors import Stopped, UserError, near_name
 from cilkit.synthesis.crew import UNWRITABLE, Crew
 from cilkit.synthesis.generators import Generator, load_generator
 from cilkit.synthesis.job import Job, work
-from cilkit.synthesis.plan import COLUMNS, Plan
+from cilkit.synthesis.plan import Plan, demand_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,9 +80,7 @@ def _check(plan: "Plan | pd.DataFrame", painter: Generator) -> None:
     """Classes and prompts before anything is painted; those of a plan on the disk are checked shard by shard."""
     if isinstance(plan, Plan):
         return painter.check(plan.classes)
-    missing = [column for column in COLUMNS if column not in plan.columns]
-    if missing:
-        raise UserError(f"the plan lacks the column {missing[0]!r}; expected {', '.join(COLUMNS)}, as of make_plan")
+    demand_rows(plan)
     painter.check(plan["class_name"].unique().tolist(), plan["prompt"].unique().tolist())
 
 

@@ -90,13 +90,10 @@ def write_plan(
 
 
 def save_plan(path: str | Path, plan: pd.DataFrame, shard_size: int = 0) -> Plan:
-    """Put a plan in memory on the disk; further columns are kept. UserError for a missing column or an empty plan."""
+    """Put a plan in memory on the disk; further columns are kept. UserError as of `demand_rows`."""
     import pyarrow as pa
 
-    missing = [column for column in COLUMNS if column not in plan.columns]
-    if missing or not len(plan):
-        lack = f"lacks the column {missing[0]!r}" if missing else "has no rows"
-        raise UserError(f"the plan {lack}; expected {', '.join(COLUMNS)}, as of make_plan")
+    demand_rows(plan)
     batch_size = int(plan.groupby("batch_id").size().max())
     shard = plan["batch_id"] // batches_per_shard(len(plan), batch_size, shard_size)
     frames = (rows for _, rows in plan.groupby(shard))
@@ -104,6 +101,14 @@ def save_plan(path: str | Path, plan: pd.DataFrame, shard_size: int = 0) -> Plan
     schema = pa.Schema.from_pandas(plan, preserve_index=False).remove_metadata()
     _write(Path(path), schema, frames, {"classes": names, "batch_size": batch_size})
     return open_plan(path)
+
+
+def demand_rows(plan: pd.DataFrame) -> None:
+    """UserError for a plan in memory that lacks a column, or has no rows."""
+    missing = [column for column in COLUMNS if column not in plan.columns]
+    if missing or not len(plan):
+        lack = f"lacks the column {missing[0]!r}" if missing else "has no rows"
+        raise UserError(f"the plan {lack}; expected {', '.join(COLUMNS)}, as of make_plan")
 
 
 def open_plan(path: str | Path) -> Plan:
