@@ -110,6 +110,10 @@ def test_rounds_end_when_the_model_has_no_more():
     realm, report = foresee("seats", model, classes=9, rounds=5)
     assert len(realm) == 2 and len(model.asked) == 5
     assert report.repairs[-1].what == "the model has no more" and report.repairs[-1].before == "9 classes asked for"
+    realm, report = foresee(
+        "seats", Scripted(SOFAS, rows("divan"), rows("stool"), rows("pew"), rows("bench")), classes=9
+    )
+    assert len(realm) == 4 and report.repairs[-1].what == "rounds used up"
 
 
 def test_a_subtype_that_gave_nothing_new_is_not_asked_the_same_again():
@@ -139,7 +143,7 @@ def test_negative_numbers_and_no_name_stop_before_any_question(number):
     assert not model.asked
 
 
-@pytest.mark.parametrize("subtype", ["", " ", 1990, None, "a\nb"])
+@pytest.mark.parametrize("subtype", ["", " ", 1990, None, ["a"], "a\nb"])
 def test_subtypes_that_are_no_names_stop_before_any_question(subtype):
     model = Scripted()
     with pytest.raises(UserError, match="is no name; expected a plain text"):

@@ -48,33 +48,27 @@ def foresee(
     journal: keeps every reply as it arrives; what it holds already is not asked again, but for the last attempt of a
     question that was given up.
     """
-    if not name.strip():
-        raise UserError("the realm has no name; expected a few words, e.g. 'birds' or 'kitchen tools'")
     if llm == "replayed":
         name = next((kept for kept in kept_realms() if slug(kept) == slug(name)), name)  # "Birds" are the kept "birds"
     kind = kind or prompts.kind_of(name)
-    if template:
-        prompts.check_template(template)
-    elif kind == "free":
-        raise UserError('a free realm needs a template of its own, e.g. template="A pencil drawing of {name}"')
-    given = [] if isinstance(subtypes, int) else list(dict.fromkeys(subtypes))
-    for subtype in given:
-        if not (isinstance(subtype, str) and subtype.strip() and subtype.isprintable()):
-            raise UserError(f"subtype {subtype!r} is no name; expected a plain text, e.g. 'owls' or '1990s'")
-    numbers = {"subtypes": subtypes, "classes": classes, "per_subtype": per_subtype, "rounds": rounds}
-    for number, value in numbers.items():
-        if isinstance(value, int) and value < 0:
-            raise UserError(f"{number} is {value}; expected 0 or more")
+    given = [] if isinstance(subtypes, int) else list(subtypes)
+    _check(name, kind, template, given)
+    for what, number in {
+        "classes": classes,
+        "subtypes": subtypes,
+        "per_subtype": per_subtype,
+        "rounds": rounds,
+    }.items():
+        if isinstance(number, int) and number < 0:
+            raise UserError(f"{what} is {number}; expected 0 or more")
     count = len(given) or subtypes or prompts.SUBTYPES
     model = backend(llm, name, **(options or {}))
     asking = _Asking(model, name, kind, count, per_subtype, max(attempts, 1), journal or Journal())
     asking.choose(protocol, given[0] if given else "")
-    named = given or asking.ask("")
+    named = list(dict.fromkeys(given)) or asking.ask("")
     limit = ORDERS if kind == "biological" and not subtypes else count
-    progress = Progress(f"asking for {name}")
-    for number, subtype in enumerate(named[:limit], 1):
+    for subtype in named[:limit]:
         asking.ask(subtype, exclude)
-        progress(f"{number} of {len(named[:limit])} subtypes")
     if all(reply.error for reply in asking.replies if reply.subtype):
         what = "classes for the realm" if named else "subtypes of"
         hint = " (its reply was cut: raise max_tokens)" if asking.replies[-1].cut else ""
@@ -83,30 +77,36 @@ def foresee(
     def read() -> tuple[Realm, parsing.Report]:
         return Realm.from_replies(name, kind, asking.replies, template=template, exclude=exclude)
 
-    realm, report = read()
+    (realm, report), ended = read(), "rounds used up"
     for _ in range(rounds if classes else 0):
-        before, known = len(realm), set(map(canonical, realm.concept_names))
-        for subtype in realm.subtypes:
-            if len(known) < classes:
-                listed = [concept.name for concept in realm.concepts if concept.subtype == subtype]
-                rows = asking.ask(subtype, [*exclude, *listed], again=True)
-                known |= {canonical(row.name) for row in rows}
+        before = len(realm)
+        asking.ask_for_more(realm, classes, exclude)
         realm, report = read()
         if len(realm) == before:
+            ended = "the model has no more"
             break
     for subtype in named[limit:]:
         report.add(name, f"over {limit} subtypes", subtype)
-    return _kept(realm, classes or len(realm), report, asking.replays)
-
-
-def _kept(realm: Realm, classes: int, report: parsing.Report, replayed: bool) -> tuple[Realm, parsing.Report]:
-    """The first so many concepts; of a live model all, with a line of the report, where there are fewer."""
     found = len(realm)
-    if not found or (found < classes and replayed):
-        raise UserError(f"realm {realm.name!r} has {found} classes after repair, asked for {classes}; ask for fewer")
-    if found < classes:
-        report.add(realm.name, "the model has no more", f"{classes} classes asked for", f"{found} classes")
-    return realm.first(min(classes, found)), report
+    if not found or (found < (classes or 0) and asking.replays):
+        advice = f", asked for {classes}; ask for fewer" if found else "; ask for another realm, or another model"
+        raise UserError(f"realm {name!r} has {found} classes after repair{advice}")
+    if found < (classes or 0):
+        report.add(name, ended, f"{classes} classes asked for", f"{found} classes")
+    return realm.first(min(classes or found, found)), report
+
+
+def _check(name: str, kind: str, template: str, subtypes: Sequence[str]) -> None:
+    """UserError for words that cannot be asked with."""
+    if not name.strip():
+        raise UserError("the realm has no name; expected a few words, e.g. 'birds' or 'kitchen tools'")
+    if template:
+        prompts.check_template(template)
+    elif kind == "free":
+        raise UserError('a free realm needs a template of its own, e.g. template="A pencil drawing of {name}"')
+    for subtype in subtypes:
+        if not (isinstance(subtype, str) and subtype.strip() and subtype.isprintable()):
+            raise UserError(f"subtype {subtype!r} is no name; expected a plain text, e.g. 'owls' or '1990s'")
 
 
 @dataclass
@@ -122,6 +122,9 @@ class _Asking:
     journal: Journal
     protocol: str = "csv"
     replies: list[Reply] = field(default_factory=list)
+
+    def __post_init__(self):
+        self._progress = Progress(f"asking for {self.realm}")
 
     @property
     def replays(self) -> bool:
@@ -147,6 +150,7 @@ class _Asking:
             if again:
                 return []
             messages = self._question(subtype)
+        self._progress(f"{len(self.replies)} replies so far, next {subtype or 'its subtypes'}")
         for attempt in range(1, self.attempts + 1):
             if attempt > 1 and not self._answers(messages):
                 break
@@ -163,6 +167,14 @@ class _Asking:
                 return found
             messages = prompts.again_messages(messages, reply.text, reply.error)
         return []
+
+    def ask_for_more(self, realm: Realm, classes: int, exclude: Sequence[str]) -> None:
+        """One round: each subtype is asked for others than it has, until there seem to be enough."""
+        known = set(map(canonical, realm.concept_names))
+        for subtype in realm.subtypes:
+            if len(known) < classes:
+                listed = [concept.name for concept in realm.concepts if concept.subtype == subtype]
+                known |= {canonical(row.name) for row in self.ask(subtype, [*exclude, *listed], again=True)}
 
     def _question(self, subtype: str, exclude: Sequence[str] = ()) -> list[prompts.Message]:
         if not subtype:
