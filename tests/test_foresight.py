@@ -176,6 +176,18 @@ def test_an_interrupted_asking_goes_on_without_asking_again(tmp_path):
     assert (realm, report) == undisturbed and realm.replies[1].error
 
 
+@pytest.mark.parametrize("stopped", range(9))
+def test_wherever_it_is_interrupted_nothing_is_asked_twice(tmp_path, stopped):
+    script = [SOFAS, "no", rows("divan"), rows("stool"), "no", rows("pew"), rows("bench"), rows("pew"), rows("bench")]
+    whole, settings = Scripted(*script), {"classes": 9, "rounds": 3}
+    undisturbed = foresee("seats", whole, **settings)
+    first, second = Scripted(*script[:stopped], UserError("unplugged")), Scripted(*script[stopped:])
+    with pytest.raises(UserError, match="unplugged"):
+        foresee("seats", first, journal=Journal(tmp_path), **settings)
+    assert foresee("seats", second, journal=Journal(tmp_path), **settings) == undisturbed
+    assert first.asked[:-1] + second.asked == whole.asked and len(whole.asked) == 9
+
+
 def test_an_asking_that_was_given_up_asks_its_last_question_again(tmp_path):
     with pytest.raises(UserError, match="named no classes"):
         foresee("seats", Scripted("no", NoReply("empty")), subtypes=["sofas"], attempts=2, journal=Journal(tmp_path))
