@@ -166,20 +166,20 @@ def write_shard(folder, number: int, members: Iterable[tuple[bytes, dict]], side
         for data, row in members:
             suffix = "jpg" if data[:2] == b"\xff\xd8" else "png" if data[:4] == b"\x89PNG" else "image"
             stem = f"{row['class_id']:03d}/{row['image_id']}"
-            offset = _add_member(tar, f"{stem}.{suffix}", data)
+            offset = add_member(tar, f"{stem}.{suffix}", data)
             rows.append(_located(row, name, offset, data))
             if sidecars:
-                _add_member(tar, f"{stem}.json", _sidecar({**row, "sha256": rows[-1]["sha256"]}))
+                add_member(tar, f"{stem}.json", sidecar({**row, "sha256": rows[-1]["sha256"]}))
     write_rows(folder, number, rows)
 
 
-def _sidecar(row: dict) -> bytes:
-    """A row as JSON, its keys in the manifest's order; what is missing (NaN) is null, as it is in Parquet."""
+def sidecar(row: dict) -> bytes:
+    """A row as one line of JSON, its keys in their order; what is missing (NaN) is null, as it is in Parquet."""
     known = {key: None if value != value else value for key, value in row.items()}
     return json.dumps(known, ensure_ascii=False, default=lambda value: value.tolist()).encode()
 
 
-def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     """Append a file to a tar; where its content begins."""
     info = tarfile.TarInfo(name)  # mtime, uid and gid are 0
     info.size = len(data)

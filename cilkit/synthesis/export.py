@@ -6,9 +6,7 @@ or not at all.
 """
 
 import hashlib
-import io
 import itertools
-import json
 import os
 import re
 import shutil
@@ -22,7 +20,7 @@ from typing import Any, NamedTuple
 
 from cilkit import artifacts
 from cilkit.data.imagesets import ImageSet
-from cilkit.data.shards import encode_png
+from cilkit.data.shards import add_member, encode_png, sidecar
 from cilkit.errors import UserError
 
 LONGEST = 48  # characters of a name: with four bytes each they still make a file name
@@ -113,12 +111,12 @@ def to_imagefolder(images: ImageSet, folder: str | Path) -> Path:
     UserError for a folder that is not empty.
     """
     folders = class_folders(images.class_names)
-    with _appearing(folder) as place, open(place / "metadata.jsonl", "w", encoding="utf-8") as rows:
+    with _appearing(folder) as place, open(place / "metadata.jsonl", "wb") as rows:
         for sample in samples(images):
             file_name = f"{folders[sample.label]}/{safe_name(sample.image_id)}.{sample.kind}"
             (place / file_name).parent.mkdir(exist_ok=True)
             (place / file_name).write_bytes(sample.data)
-            rows.write(_json(sample.facts | {"file_name": file_name, "label": sample.label}) + "\n")
+            rows.write(sidecar(sample.facts | {"file_name": file_name, "label": sample.label}) + b"\n")
         named = {name: images.class_names[label] for label, name in enumerate(folders) if images.counts[label]}
         artifacts.write_json(place / "classes.json", named)
     return Path(folder)
@@ -184,20 +182,9 @@ def to_webdataset(images: ImageSet, pattern: str | Path, per_shard: int = 1000) 
             with tarfile.open(Path(place) / path.name, "w", format=tarfile.GNU_FORMAT) as tar:
                 for sample in itertools.islice(found, per_shard):
                     key = safe_name(sample.image_id)
-                    _add(tar, f"{key}.{sample.kind}", sample.data)
-                    _add(tar, f"{key}.cls", str(sample.label).encode())
-                    _add(tar, f"{key}.json", _json(sample.facts).encode())
+                    add_member(tar, f"{key}.{sample.kind}", sample.data)
+                    add_member(tar, f"{key}.cls", str(sample.label).encode())
+                    add_member(tar, f"{key}.json", sidecar(sample.facts))
         for path in wanted:
             os.replace(Path(place) / path.name, path)
     return wanted
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
-
-
-def _json(facts: dict[str, Any]) -> str:
-    """One line; a number that is not there (NaN) is null."""
-    return json.dumps({key: None if value != value else value for key, value in facts.items()}, ensure_ascii=False)
