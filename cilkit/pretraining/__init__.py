@@ -38,7 +38,6 @@ def pretrain(
     real: ImageSet | None = None,
     device: Any = "cpu",
     scratch: Path | None = None,
-    log: Callable | None = None,
     tell: Callable[[int, int, str], None] | None = None,
     every: float | None = None,
     **changes: Any,
@@ -50,7 +49,7 @@ def pretrain(
     real:    real images that every epoch shows beside all of `images`; their classes are merged by name or appended.
     scratch: checkpoints; an interrupted training goes on from the last one, in mid-epoch, to the same weights.
     every:   seconds between two checkpoints; `trainer.EVERY` where none are given.
-    log:     called with a Moment after every epoch; tell: about once a second, with images so far, in all, and words.
+    tell:    called about once a second, with images so far, in all, and words.
     report:  classes and images (by part), and a row an epoch: loss, accuracy, held_out_accuracy (0 … 1), and, with real
              images, their share of the epoch.
     UserError for a loss that is no number (epoch, batch, learning rate), and where a process fails.
@@ -68,11 +67,11 @@ def pretrain(
     with TemporaryDirectory() as temporary:
         if settings.processes > 1:
             scratch = Path(scratch or temporary)
-            launch.train(images, real, settings, network, device, scratch, every, log, tell)
+            launch.train(images, real, settings, network, device, scratch, every, tell)
             device = torch.device("cpu")  # the weights are there: they are only read
         one = trainer.Trainer(data, settings, network, device, Crew(), scratch and Path(scratch), every)
         if settings.processes == 1:
-            one.run(log, tell)
+            one.run(tell)
     report = {
         "classes": len(data.train.class_names),
         "class_names": data.train.class_names,

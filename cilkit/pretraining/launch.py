@@ -21,7 +21,6 @@ import numpy as np
 import cilkit
 from cilkit import artifacts
 from cilkit.errors import UserError
-from cilkit.learners.base import Moment
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +41,6 @@ def train(
     device: torch.device,
     scratch: Path,
     every: float | None,
-    log: Callable[[Moment], None] | None,
     tell: Callable[[int, int, str], None] | None,
 ) -> None:
     """Train in settings.processes processes; afterwards `scratch` holds the finished training's checkpoint.
@@ -70,7 +68,7 @@ def train(
         "threads": torch.get_num_threads(),
     }
     artifacts.write_json(folder / JOB, job)
-    _follow(command(settings.processes, folder), folder, settings, log, tell)
+    _follow(command(settings.processes, folder), folder, settings, tell)
 
 
 def demand_devices(processes: int, device: torch.device) -> None:
@@ -121,7 +119,7 @@ def reopen(described: dict[str, Any] | None) -> ImageSet | None:
     return ImageSet(source, index, labels, described["class_names"])
 
 
-def _follow(run: list[str], folder: Path, settings: Settings, log, tell) -> None:
+def _follow(run: list[str], folder: Path, settings: Settings, tell) -> None:
     """Start, pass on what the first process tells, and wait. They end when their input ends: with this process, too."""
     package = str(Path(cilkit.__file__).resolve().parent.parent)
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -132,7 +130,8 @@ def _follow(run: list[str], folder: Path, settings: Settings, log, tell) -> None
         torchrun = subprocess.Popen(run, stderr=kept, env=environment, **pipes)
     try:
         for line in torchrun.stdout:
-            _pass_on(line, log, tell)
+            if tell is not None:
+                _pass_on(line, tell)
         status = torchrun.wait()
     finally:
         torchrun.stdin.close()
@@ -145,16 +144,12 @@ def _follow(run: list[str], folder: Path, settings: Settings, log, tell) -> None
         raise failure(folder, settings.processes)
 
 
-def _pass_on(line: str, log, tell) -> None:
+def _pass_on(line: str, tell: Callable[[int, int, str], None]) -> None:
     try:
-        told = json.loads(line)
-        kind, facts = told["kind"], told["facts"]
+        told = json.loads(line)["told"]
     except (ValueError, TypeError, KeyError):
         return  # a library's own words
-    if kind == "moment" and log is not None:
-        log(Moment(None, **facts))
-    elif kind == "tell" and tell is not None:
-        tell(*facts)
+    tell(*told)
 
 
 def failure(folder: Path, processes: int) -> Exception:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from cilkit import artifacts
 from cilkit.errors import UserError
-from cilkit.learners.base import Moment
 
 
 def main(folder: Path) -> int:
@@ -51,19 +50,14 @@ def run(folder: Path, rank: int, size: int) -> None:
         network, crew = backbones.load(folder / launch.START), Crew(rank, size)
         trainer = Trainer(data, data.settings, network, device, crew, Path(job["scratch"]), job["every"])
         torch.distributed.barrier()  # all have read the checkpoint before the first writes another
-        trainer.run(*((_log, _tell) if crew.leads else (None, None)))
+        trainer.run(_tell if crew.leads else None)
         torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
 
 
-def _log(moment: Moment) -> None:
-    facts = {"epoch": moment.epoch, "epochs": moment.epochs, "losses": moment.losses}
-    print(json.dumps({"kind": "moment", "facts": facts}), flush=True)
-
-
 def _tell(*told) -> None:
-    print(json.dumps({"kind": "tell", "facts": told}), flush=True)
+    print(json.dumps({"told": told}), flush=True)
 
 
 def describe(error: Exception, rank: int, size: int) -> dict:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from cilkit import backbones, precision
 from cilkit.data import draws, loading, transforms
 from cilkit.errors import UserError
-from cilkit.learners.base import Moment, derive
+from cilkit.learners.base import derive
 from cilkit.pretraining import checkpoint, choosing
 from cilkit.pretraining.crew import Crew
 
@@ -142,7 +142,7 @@ class Trainer:
         self.factor = lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / steps))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, self.factor)
 
-    def run(self, log: Callable[[Moment], None] | None = None, tell: Tell | None = None) -> None:
+    def run(self, tell: Tell | None = None) -> None:
         """Every epoch that is not over yet."""
         network = self._spread()
         for epoch in range(len(self.rows), self.settings.epochs):
@@ -154,8 +154,6 @@ class Trainer:
             self.rows.append(row)
             self.batch, self.generator, self.sums = 0, None, self.sums.new_tensor([0.0, 0.0, -1.0])
             self._keep(last=epoch + 1 == self.settings.epochs)
-            if log is not None:
-                log(Moment(None, epoch, self.settings.epochs, {"classification": row["loss"]}))
 
     def _spread(self) -> nn.Module:
         """The network as several processes train it; itself, where there is one."""
