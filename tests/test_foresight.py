@@ -212,11 +212,13 @@ def test_half_a_character_in_a_reply_can_be_kept(tmp_path):
 
 
 def test_a_saved_realm_is_replayed_without_its_model(tmp_path):
-    model = Scripted(SOFAS, "no", rows("divan"), rows("stool"), rows("settee"), rows("bench"), rows("pew"))
-    settings = {"classes": 5, "rounds": 2, "exclude": ["throne"]}
+    answers = [rows(name) for name in ("divan", "stool", "settee", "bench", "pew", "pew")]
+    model = Scripted(SOFAS, "no", *answers)
+    settings = {"classes": 9, "rounds": 2, "exclude": ["throne"]}  # more than it has
     realm, report = foresee("seats", model, **settings)
     realm.save(tmp_path)
     again, repairs = foresee("seats", tmp_path, **settings)
+    assert repairs.repairs[-1] == report.repairs[-1] and len(realm) == 5
     assert again == realm and again.replies[1].model == Scripted.card
     assert Realm.load(tmp_path) == realm
     (tmp_path / "realm.csv").unlink()

@@ -35,7 +35,7 @@ def foresee(
 
     llm: "replayed", a folder of kept replies, "local:NAME", "endpoint:MODEL", or an object with `id` and `reply`;
     `options` are the live models' own (temperature, revision, base_url ...).
-    classes: keep the first so many after repair (None: all). Where a live model gave fewer, each subtype is asked again
+    classes: keep the first so many after repair (None: all). Where a model gives fewer, each subtype is asked again
     for others, in at most `rounds` rounds and until a whole round adds nothing (our decision; the notebook asks once).
     kind: "object", "biological" (None: the paper's list decides), or "free": asked like an object realm, the prompts by
     a `template` of one's own over {name}, {scientific_name}, {description}, {subtype}, {realm}.
@@ -88,7 +88,7 @@ def foresee(
     for subtype in named[limit:]:
         report.add(name, f"over {limit} subtypes", subtype)
     found = len(realm)
-    if not found or (found < (classes or 0) and asking.replays):
+    if not found or (found < (classes or 0) and llm == "replayed"):
         advice = f", asked for {classes}; ask for fewer" if found else "; ask for another realm, or another model"
         raise UserError(f"realm {name!r} has {found} classes after repair{advice}")
     if found < (classes or 0):
