@@ -167,7 +167,12 @@ def test_a_hub_model_that_judges_is_named_with_its_commit(monkeypatch, tmp_path)
         asked.append((name, file, revision))
         return f"{tmp_path}/models--owner--clip/snapshots/0123abcd/{file}"
 
+    def cached(name, file, revision):
+        return f"{tmp_path}/snapshots/cafe/{file}" if (name, revision) == ("owner/here", None) else None
+
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    assert curating._pinned("owner/here") == "owner/here@cafe" and not asked, "no network for what lies here"
     assert curating._pinned("owner/clip") == "owner/clip@0123abcd" == curating._identity_of("owner/clip@0123abcd")
     assert curating._pinned("owner/clip@main") == "owner/clip@0123abcd"
     assert asked == [("owner/clip", "config.json", None), ("owner/clip", "config.json", "main")]

@@ -138,16 +138,18 @@ def _counts(images) -> dict[str, int]:
 
 
 def _pinned(text_image: str) -> str:
-    """A folder, or a hub's name with the commit that it stands for now, on the hub or else in its cache."""
+    """A folder, or a hub's name with the commit that lies in the hub's cache, or else the newest."""
     text_image = placed(text_image)
     if not text_image or Path(text_image).is_dir():
         return text_image
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
     name, _, revision = text_image.partition("@")
     try:
-        return f"{name}@{Path(hf_hub_download(name, 'config.json', revision=revision or None)).parent.name}"
+        cached = try_to_load_from_cache(name, "config.json", revision=revision or None)
+        path = cached if isinstance(cached, str) else hf_hub_download(name, "config.json", revision=revision or None)
+        return f"{name}@{Path(path).parent.name}"
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise UserError(
             f"text_image {text_image!r} is neither a folder nor to be had from the Hugging Face hub or its cache "
