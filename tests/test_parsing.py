@@ -133,6 +133,12 @@ def test_whatever_form_comes_the_classes_are_the_same(reply, repairs):
     assert repairs is None or {repair.what for repair in report.repairs} - {"stray spaces"} == repairs
 
 
+def test_what_is_indented_below_an_item_is_no_class():
+    rows, report = classes("1. Divan\n   - Low seat.\n   - Long.\n 2. Stool: Tall.\n    * Three legs.")
+    assert [(row.name, row.description) for row in rows] == [("Divan", ""), ("Stool", "Tall.")]
+    assert report.count("words around the list") == 3
+
+
 def test_latin_names_of_lists_and_json():
     (row,), _ = classes("1. **Blue tit** (*Cyanistes caeruleus*): Blue cap.", "biological")
     assert (row.name, row.scientific_name, row.description) == ("Blue tit", "Cyanistes caeruleus", "Blue cap.")

@@ -246,6 +246,7 @@ class _Lines:
         self.where, self.report = where, report
         self.titles = COLUMNS[kind]
         self.columns = [field_of(title) for title in self.titles]
+        self.indent: int | None = None  # of the first list item
 
     def read(self, text: str) -> Iterator[Found]:
         """The lines from the first to the last that look like a class; those around them are reported."""
@@ -269,8 +270,11 @@ class _Lines:
         if len(line) > LINE_LIMIT:
             raise UserError(f"{place}: expected a class on each line, found {len(line):,} characters; ask again")
         if item := _ITEM.fullmatch(line.replace("**", "")):
-            self.report.add(place, "list item, not a row", line)
-            return _listed(item)
+            indent = len(line) - len(line.lstrip())
+            self.indent = indent if self.indent is None else self.indent
+            within = indent > self.indent + 1  # it explains the item above
+            self.report.add(place, "words around the list" if within else "list item, not a row", line)
+            return {} if within else _listed(item)
         table = line.strip().startswith("|")
         cells = map(str.strip, line.strip().strip("|").split("|"))
         fields = list(cells) if table else self._fields(line, place)
