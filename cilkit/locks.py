@@ -81,13 +81,19 @@ def sole_maker(lock: Path, what: str) -> Iterator[Callable[[], None]]:
 
     Yields a check to call before publishing: it raises UserError if somebody took over because we were silent.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
     told = False
-    while (held := claim(lock)) is None:
-        if not told:
-            print(f"cilkit: waiting for another process that is making {what}", flush=True)
-            told = True
-        time.sleep(0.2)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        while (held := claim(lock)) is None:
+            if not told:
+                print(f"cilkit: waiting for another process that is making {what}", flush=True)
+                told = True
+            time.sleep(0.2)
+    except OSError as error:
+        raise UserError(
+            f"nothing can be written into {lock.parent} ({error.strerror}), so {what} cannot be made; make room there, "
+            "or choose another folder (CILKIT_ARTIFACTS)"
+        ) from None
 
     def still_ours() -> None:
         if not held.still_ours():

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from cilkit import locks
+from cilkit.errors import UserError
 from cilkit.locks import claim
 
 RACE = """
 import sys, time
 from pathlib import Path
+from cilkit.errors import UserError
 from cilkit.locks import claim
 folder, begin, number = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
 while time.time() < begin:
@@ -172,3 +174,10 @@ def test_a_full_disk_leaves_no_claim(tmp_path, monkeypatch):
         patch.setattr(json, "dump", full)
         claim(tmp_path / "shard")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "images").write_text("a file in the folder's place")
+    sentence = r"images \(File exists\), so images/3f cannot be made; make room there"
+    with pytest.raises(UserError, match=sentence), locks.sole_maker(tmp_path / "images" / "3f.lock", "images/3f"):
+        pass
