@@ -230,6 +230,11 @@ def test_a_hub_name_is_its_commit_in_the_cache(folder, tmp_path, monkeypatch):
         model("lab/tiny", revision="v9")
 
 
+def test_a_device_that_is_not_there_is_one_sentence(folder):
+    with pytest.raises(UserError, match="cannot be loaded on 'gpu' .*expected a device that is there"):
+        model(folder, device="gpu").reply(ASKED)
+
+
 @pytest.mark.parametrize(
     ("break_it", "sentence"),
     [

@@ -67,7 +67,6 @@ class Local:
         if self._model is not None:
             return
         import torch
-        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         hub = {} if Path(self._source).is_dir() else {"revision": self._revision}
@@ -77,11 +76,11 @@ class Local:
             model = AutoModelForCausalLM.from_pretrained(
                 self._source, dtype=self.dtype, use_safetensors=True, trust_remote_code=False, **hub
             ).to(device)
-        except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError) as error:
+        except Exception as error:  # broken folders, unknown formats and devices raise many unrelated classes
             why = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{self.id} cannot be loaded ({type(error).__name__}: {why}); expected a causal language model with "
-                "its tokenizer as transformers saves them, weights in safetensors"
+                f"{self.id} cannot be loaded on {device!r} ({type(error).__name__}: {why}); expected a device that is "
+                "there, and a causal language model with its tokenizer as transformers saves them, in safetensors"
             ) from None
         self._model = model.eval()
         self._chats = bool(self._tokenizer.chat_template)
