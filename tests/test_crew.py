@@ -64,6 +64,7 @@ def test_dead_worker_is_replaced_at_the_cost_of_one_batch(plan, alone, tmp_path,
     assert killed and len(started) == 3
     assert 188 <= measured["images"] <= 188 + 8
     assert files_of(tmp_path) == alone
+    assert open_set(tmp_path, verify=True).ids.tolist() == plan["image_id"].tolist()
 
 
 def test_worker_started_by_hand_takes_over_what_a_dead_one_left(plan, alone, tmp_path):
@@ -127,12 +128,6 @@ def test_workers_go_round_the_gpus_unless_one_is_named(plan, tmp_path, monkeypat
     assert crew.Crew(job)._card(0) == {}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert crew.gpus() == []
-
-
-def test_manifest_is_whole_after_a_crew(plan, alone, tmp_path):
-    paint_plan(plan, "font-renderings", tmp_path, workers=3, shard_size=32)
-    images = open_set(tmp_path, verify=True)
-    assert images.ids.tolist() == plan["image_id"].tolist() and files_of(tmp_path) == alone
 
 
 PARENT = """

@@ -320,6 +320,14 @@ def test_a_short_batch_sets_no_limit_for_the_next(plan):
     assert painter.calls == 2
 
 
+def test_memory_that_runs_out_in_the_middle_halves_what_follows(plan):
+    brush = Brush(painter := Squares())
+    sizes = [brush.paint(plan.head(4))[1]["batch_size"].tolist()]
+    painter.room = 3  # somebody else took the rest
+    sizes += [brush.paint(plan.iloc[start : start + 4])[1]["batch_size"].tolist() for start in (4, 8)]
+    assert sizes == [[4] * 4, [2] * 4, [2] * 4] and painter.calls == 1 + 2 + 2 and painter.painted == 12
+
+
 def test_repainted_images_and_the_precision_are_recorded(plan, tmp_path):
     painter = Squares()
     painter.repaints, painter.precision = {1: 2}, "bf16"  # in every call, the second image came out blank twice
