@@ -273,6 +273,7 @@ def test_subtypes_without_the_words_around_them(reply):
     "reply",
     [
         '{"subtypes": ["anura", "caudata", 7]}',
+        json.dumps({"subtypes": ["anura", "caudata", "all of those with many legs " * 9]}),
         '```json\n["anura", "caudata"]\n```',
         '{"subtypes": ["anura", "caudata", "gymn',
         '{"orders": [{"name": "anura"}, {"name": "caudata"}]}',

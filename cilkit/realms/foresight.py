@@ -53,14 +53,7 @@ def foresee(
     kind = kind or prompts.kind_of(name)
     given = [] if isinstance(subtypes, int) else list(subtypes)
     _check(name, kind, template, given)
-    for what, number in {
-        "classes": classes,
-        "subtypes": subtypes,
-        "per_subtype": per_subtype,
-        "rounds": rounds,
-    }.items():
-        if isinstance(number, int) and number < 0:
-            raise UserError(f"{what} is {number}; expected 0 or more")
+    _check_numbers(classes=classes, subtypes=subtypes, per_subtype=per_subtype, rounds=rounds)
     count = len(given) or subtypes or prompts.SUBTYPES
     model = backend(llm, name, **(options or {}))
     asking = _Asking(model, name, kind, count, per_subtype, max(attempts, 1), journal or Journal())
@@ -107,6 +100,12 @@ def _check(name: str, kind: str, template: str, subtypes: Sequence[str]) -> None
     for subtype in subtypes:
         if not (isinstance(subtype, str) and subtype.strip() and subtype.isprintable()):
             raise UserError(f"subtype {subtype!r} is no name; expected a plain text, e.g. 'owls' or '1990s'")
+
+
+def _check_numbers(**numbers: Any) -> None:
+    for name, number in numbers.items():
+        if isinstance(number, int) and number < 0:
+            raise UserError(f"{name} is {number}; expected 0 or more")
 
 
 @dataclass

@@ -167,10 +167,11 @@ def _json_subtypes(text: str, where: str, report: Report) -> list[tuple[str, str
     names = [entry.get("name") for value in values for entry in schema.entries_in(value)] or schema.strings_in(text)
     if not whole:
         report.add(where, "JSON cut off or broken", text[-SHOWN:])
+    found = [name for name in names if isinstance(name, str) and len(name) <= NAME_LIMIT]
     for name in names:
-        if not isinstance(name, str):
-            report.add(where, "wrong type", repr(name))
-    return [(where, name) for name in names if isinstance(name, str)]
+        if name not in found:
+            report.add(where, "no short name", repr(name))
+    return [(where, name) for name in found]
 
 
 def _listed_subtypes(text: str, where: str, report: Report) -> list[tuple[str, str]]:
