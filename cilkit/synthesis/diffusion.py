@@ -1,11 +1,11 @@
 """Any diffusers pipeline in a folder as a generator: text-to-image, image-to-image, or conditioned on a class."""
 
 import hashlib
-import json
+import logging
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from importlib.util import find_spec
 from inspect import signature
@@ -53,12 +53,8 @@ class Diffusion:
     def __init__(self, folder: Path, name: str, settings: dict[str, Any], preset: Preset | None = None):
         self.folder, self.id, self.preset = Path(folder), name, preset or Preset()
         self.spec = name if name == "embedded" or "/" in name else str(self.folder)
-        if not (self.folder / "model_index.json").is_file():
-            raise UserError(
-                f"{self.folder} holds no model_index.json; expected a diffusers folder (the weights of {name})"
-            )
-        self.paintable = self._json("paintable.json", {})
-        self.index = self._json("model_index.json", {})
+        self.paintable = self._json("paintable.json")
+        self.index = self._json("model_index.json")
         self.execution = {key: settings.get(key, default) for key, default in EXECUTION.items()}
         self.options = self._resolved({key: value for key, value in settings.items() if key not in EXECUTION})
         self.given = settings | {key: self.options[key] for key in ("start", "loras") if key in settings}  # absolute
@@ -89,6 +85,8 @@ class Diffusion:
                 f"start={options['start']!r} holds no manifest.parquet; expected the folder of an image set, such as "
                 "images.artifact.path"
             )
+        if options["start"] and options["steps"] * options["strength"] < 1:
+            raise UserError(f"strength={options['strength']} of {options['steps']} steps is no step; raise one of them")
         if options["safety_checker"] and not self.index.get("safety_checker", [None])[0]:
             raise UserError(f"{self.id} has no safety checker; leave safety_checker out")
         if options["negative_prompt"] and (options["guidance"] <= 1 or self.family == "Flux"):
@@ -118,10 +116,13 @@ class Diffusion:
         return {name.strip(): int(number) for number, names in labels.items() for name in names.split(",")}
 
     def _known(self) -> Collection[str] | None:
-        """The classes that it can paint; None: any."""
+        """The concepts that it can paint; None: any."""
         if self.conditioning == "class":
             return self.classes
-        return self._start.classes if self.conditioning == "image" else None
+        if self.conditioning == "image":
+            return self._start.classes
+        families = self.paintable.get("concepts")
+        return [name for names in families.values() for name in names] if families else None
 
     @cached_property
     def licence(self) -> str:
@@ -130,24 +131,18 @@ class Diffusion:
         found = re.search(r"\A---\n.*?^license(?:_name)?:\s*(\S+)", text, re.DOTALL | re.MULTILINE)
         return self.preset.licence or (found[1] if found else "")
 
-    def _json(self, name: str, default: dict) -> dict:
-        path = self.folder / name
-        if not path.is_file():
-            return default
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON ({error}); restore the generator's folder") from None
+    def _json(self, name: str) -> dict:
+        return pipelines.read_json(self.folder / name)
 
     def _native_size(self) -> int:
         """Pixels on a side: the denoiser's latent size times the autoencoder's reduction; 512 where one is untold."""
-        denoiser = self._json("unet/config.json", {}) or self._json("transformer/config.json", {})
+        denoiser = self._json("unet/config.json") or self._json("transformer/config.json")
         latent = denoiser.get("sample_size", 128 if self.family == "Flux" else None)  # FLUX's: read in its pipeline
-        blocks = self._json("vae/config.json", {}).get("block_out_channels")
+        blocks = self._json("vae/config.json").get("block_out_channels")
         return latent * 2 ** (len(blocks) - 1) if isinstance(latent, int) and blocks else 512
 
     def _scheduler(self) -> str:
-        return self._json("scheduler/scheduler_config.json", {}).get("_class_name", "unknown")
+        return self._json("scheduler/scheduler_config.json").get("_class_name", "unknown")
 
     @cached_property
     def digest(self) -> str:
@@ -163,16 +158,8 @@ class Diffusion:
     def check(self, concepts: Sequence[str], prompts: Sequence[str] = ()) -> None:
         if self.options["loras"]:
             pipelines.demand_peft()
-        families = self.paintable.get("concepts")
-        if families:
-            demand(concepts, [name for names in families.values() for name in names], self.id)
-        known = self._known()
-        for name in concepts if known is not None else ():
-            if name not in known:
-                raise UserError(
-                    f"the generator {self.id!r} has no class {name!r}{near_name(name, known, 0.6)}; expected one of its "
-                    f"{len(known)} classes"
-                )
+        if (known := self._known()) is not None:
+            demand(concepts, known, self.id)
         distinct = list(dict.fromkeys(prompts)) if self.conditioning != "class" else []
         counts, limit = self.tokens(distinct)
         for prompt, tokens in zip(distinct, counts, strict=True):
@@ -184,23 +171,14 @@ class Diffusion:
 
     def tokens(self, prompts: Sequence[str]) -> tuple[list[int], int]:
         """Tokens of each prompt under the text encoder that reads the fewest, and how many that are (0: not known)."""
-        limits = [limit for _, limit in self._tokenizers]
-        if not limits:
-            return [len(prompt.split()) for prompt in prompts], 0
-        count = [count for count, limit in self._tokenizers if limit == min(limits)]
-        return [max(counts) for counts in zip(*(one(list(prompts)) for one in count), strict=True)], min(limits)
+        limit = min((limit for _, limit in self._counters), default=0)
+        counts = [count(list(prompts)) for count, reads in self._counters if reads == limit]
+        return [max(each) for each in zip(*counts, strict=True)] or [len(text.split()) for text in prompts], limit
 
     @cached_property
-    def _tokenizers(self) -> list[tuple[Callable[[list[str]], list[int]], int]]:
-        """(prompts -> numbers of tokens, most tokens read) of every text encoder whose limit is known."""
-        found, longest = [], self.options["max_tokens"] or pipelines.T5_TOKENS.get(self.family)
-        for suffix in ("", "_2", "_3"):
-            folder = self.folder / f"tokenizer{suffix}"
-            if folder.is_dir():
-                count, limit = _tokenizer(folder, self._json(f"{folder.name}/tokenizer_config.json", {}))
-                is_t5 = "T5" in str(self.index.get(f"text_encoder{suffix}"))
-                found.append((count, longest if is_t5 and longest else limit))
-        return [one for one in found if 0 < one[1] < 100_000]  # a tokenizer without a limit of its own says 1e30
+    def _counters(self) -> list[tuple[pipelines.Count, int]]:
+        longest = self.options["max_tokens"] or pipelines.T5_TOKENS.get(self.family, 0)
+        return pipelines.token_counters(self.folder, self.index, longest)
 
     @cached_property
     def _start(self) -> pipelines.StartImages:
@@ -213,13 +191,7 @@ class Diffusion:
         import torch
 
         device = self.execution["device"]
-        if device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:  # unknown, or torch was built without it
-            raise UserError(f"device {device!r} is not there ({reason_of(error)}); take 'auto' or 'cpu'") from None
-        return device
+        return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
     @property
     def precision(self) -> str:
@@ -234,6 +206,8 @@ class Diffusion:
             pipeline = self._loaded()
             self._demand_arguments(pipeline)
             pipelines.prepare(pipeline, self.options, self._scheduler())
+        # It remarks on the upcast of SDXL's autoencoder, twice a batch.
+        logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to(self.device)
         pipelines.hasten(pipeline, self.execution)
@@ -264,17 +238,13 @@ class Diffusion:
         for part in pipeline.components.values():
             if isinstance(part, ModelMixin) and not has_accelerate and part.dtype != dtype:
                 part.to(dtype)  # SD 3's is left in its file's precision
-        if not self.options["start"] or "image" in signature(pipeline.__call__).parameters:
-            return pipeline
-        try:
-            return AutoPipelineForImage2Image.from_pipe(pipeline)
-        except ValueError:
-            raise UserError(
-                f"diffusers has no image-to-image pipeline for {type(pipeline).__name__}; leave start out"
-            ) from None
+        if self.options["start"] and "image" not in signature(pipeline.__call__).parameters:
+            with suppress(ValueError):  # diffusers has none for this family: `_demand_arguments` says so
+                pipeline = AutoPipelineForImage2Image.from_pipe(pipeline)
+        return pipeline
 
     def _demand_arguments(self, pipeline) -> None:
-        """UserError for a pipeline that cannot paint from what it is handed, or reads no setting that was asked for."""
+        """UserError for a pipeline that cannot paint from what it is handed, or ignores a setting asked for."""
         takes, kind = signature(pipeline.__call__).parameters, type(pipeline).__name__
         needed = {"text": ["prompt"], "image": ["prompt", "image"], "class": ["class_labels"]}[self.conditioning]
         for name in ("generator", *needed):
@@ -360,12 +330,13 @@ class Diffusion:
         import torch
 
         first = next(iter(self._known() or ["a"]))
+        steps = 0 if self.conditioning == "image" else 4  # a share of 4 might be none
 
         def peak(number: int) -> int:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
             before = torch.cuda.memory_allocated(self.device)
-            self._once([first] * number, list(range(number)), [first] * number, steps=4)
+            self._once([first] * number, list(range(number)), [first] * number, steps)
             return torch.cuda.max_memory_allocated(self.device) - before
 
         peak(1)  # what stays afterwards (kernels' workspaces, encoded prompts) is no image's
@@ -418,21 +389,6 @@ def _sha256(file: Path) -> str:
     """The hub's cache names a large file by its sha256 already, behind a link."""
     name = file.resolve().name
     return name if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", name) else sha256_of(file)
-
-
-def _tokenizer(folder: Path, card: dict) -> tuple[Callable[[list[str]], list[int]], int]:
-    if (folder / "tokenizer.json").is_file():
-        from tokenizers import Tokenizer  # without torch
-
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        count = lambda prompts: [len(one.ids) for one in tokenizer.encode_batch_fast(prompts)]  # noqa: E731
-        return count, card.get("model_max_length", 0)
-    from transformers import AutoTokenizer
-
-    full = AutoTokenizer.from_pretrained(folder)
-    return (lambda prompts: [len(full(one, truncation=False)["input_ids"]) for one in prompts]), full.model_max_length
 
 
 @contextmanager

@@ -143,6 +143,7 @@ def demand(concepts: Sequence[str], known, generator: str) -> None:
     if missing:
         others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(
-            f"the generator {generator!r} cannot paint {missing[0]!r}{others}: it knows {len(known)} characters and "
-            "ornaments only; for other realms name a Stable Diffusion folder or hub model as the generator"
+            f"the generator {generator!r} cannot paint {missing[0]!r}{others}{near_name(missing[0], known, 0.6)}: it "
+            f"knows {len(known)} concepts only; for other realms name a Stable Diffusion folder or hub model as the "
+            "generator"
         )

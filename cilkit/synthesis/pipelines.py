@@ -1,8 +1,9 @@
-"""Families of diffusers pipelines: how prompts are encoded, LoRAs merged, and steps cached."""
+"""Families of diffusers pipelines: how prompts are counted and encoded, LoRAs merged, and steps cached."""
 
+import json
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from cilkit.errors import UserError, near_name
 from cilkit.synthesis.generators import reason_of
 
+Count = Callable[[list[str]], list[int]]  # prompts -> numbers of tokens
 # What `encode_prompt` of diffusers 0.42 returns, in order (read in its source). The names are those under which the
 # pipeline takes them back; "" is something that the call makes anew. Any other pipeline is handed its prompts as text.
 PAIR = ("prompt_embeds", "negative_prompt_embeds")
@@ -44,6 +46,45 @@ def family(class_name: str) -> str:
     """ "StableDiffusionXL" of "StableDiffusionXLImg2ImgPipeline"; "" for a pipeline that is not in ENCODED."""
     found = re.fullmatch(r"(.+?)(Img2Img)?Pipeline", class_name)
     return found[1] if found and found[1] in ENCODED else ""
+
+
+def read_json(path: Path) -> dict:
+    """What the file holds; {} where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); restore the generator's folder") from None
+
+
+def token_counters(folder: Path, index: dict, longest: int) -> list[tuple[Count, int]]:
+    """(prompts -> numbers of tokens, most tokens read) of every text encoder whose limit is known.
+
+    index: the folder's model_index.json. longest: what a T5 reads; 0: what its tokenizer says.
+    """
+    found = []
+    for suffix in ("", "_2", "_3"):
+        if (folder / f"tokenizer{suffix}").is_dir():
+            count, limit = _counter(folder / f"tokenizer{suffix}")
+            is_t5 = "T5" in str(index.get(f"text_encoder{suffix}"))
+            found.append((count, longest if is_t5 and longest else limit))
+    return [one for one in found if 0 < one[1] < 100_000]  # a tokenizer without a limit of its own says 1e30
+
+
+def _counter(folder: Path) -> tuple[Count, int]:
+    if (folder / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer  # without torch
+
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        limit = read_json(folder / "tokenizer_config.json").get("model_max_length", 0)
+        return lambda prompts: [len(one.ids) for one in tokenizer.encode_batch_fast(prompts)], limit
+    from transformers import AutoTokenizer
+
+    full = AutoTokenizer.from_pretrained(folder)
+    return lambda prompts: [len(full(one, truncation=False)["input_ids"]) for one in prompts], full.model_max_length
 
 
 def denoiser(pipeline):
