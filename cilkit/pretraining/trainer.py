@@ -1,7 +1,8 @@
 """The training itself: a backbone, a linear head, an optimiser and a schedule, in one process or in several.
 
 Several processes share every batch. They draw the chance of the whole batch alike, prepare their own images of it, and
-average gradients over the whole batch: what one process computes, up to rounding. Batch normalisation: on GPUs its
+average gradients over the whole batch: what one process computes, up to rounding (dropout aside, which each process
+draws for its own part). Batch normalisation: on GPUs its
 statistics are the whole batch's too (SyncBatchNorm); on a CPU, where torch has none, each process normalises its own
 part, and the running statistics are the first process's. Where a last batch has fewer images than there are processes,
 idle ones pass an image that counts in these statistics only.
@@ -115,11 +116,6 @@ class Trainer:
         tune(backbone, settings.tune)
         self.network = Classifier(backbone, len(data.train.class_names), settings.seed_init).to(device)
         self.backbone, self.device = precision.prepare(backbone, settings.precision), device
-        dropouts = nn.modules.dropout._DropoutNd
-        self.stochastic = any(
-            getattr(module, "drop_prob", 0) or (isinstance(module, dropouts) and module.p)
-            for module in backbone.modules()
-        )
         self._prepare()
         self.rows: list[dict] = []  # of the epochs that are over
         self.batch = 0  # batches of the present epoch that are over
@@ -175,10 +171,9 @@ class Trainer:
         for module in self.backbone.norms:  # frozen parts keep their statistics
             module.train(module.weight is None or module.weight.requires_grad)
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices, enabled=self.stochastic):
+        with torch.random.fork_rng(devices):
             for number, batch in enumerate(self._batches(cuts[self.batch :], generator), self.batch):
-                if self.stochastic:  # dropout draws from the global generator only
-                    torch.manual_seed(derive(seed, "dropout", epoch, number, self.crew.rank))
+                torch.manual_seed(derive(seed, "dropout", epoch, number, self.crew.rank))  # it draws from there only
                 self._step(network, batch, number)
                 self.batch, self.generator = number + 1, batch.generator
                 self._glance(epoch, len(cuts), tell)

@@ -10,7 +10,7 @@ import operator
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,7 @@ def _of_a_class(images: ImageSet, tick: Callable[[int], None]) -> np.ndarray:
     sizes, group = np.unique(images.sizes, axis=0, return_inverse=True)
     for number, size in enumerate(sizes.tolist()):
         members = np.flatnonzero(group.reshape(-1) == number)
-        cuts = [members[piece] for piece in _pieces(len(members), max(1, PIXELS // math.prod(size)))]
+        cuts = _pieces(members, max(1, PIXELS // math.prod(size)))
         look = lambda cut: _seen(np.stack(images.read(cut)))  # noqa: E731
         small, hashes = [], []
         for cut, seen in zip(cuts, loading.in_order(look, cuts, THREADS, THREADS), strict=True):
@@ -146,7 +146,7 @@ def agreement_with_means(images: ImageSet, backbone: "Backbone") -> np.ndarray:
     sums = np.zeros((len(counts), features.shape[1]))
     np.add.at(sums, labels, features)
     means, found = _unit(sums), np.empty(len(images))
-    for rows in _pieces(len(images), 4096):
+    for rows in _pieces(np.arange(len(images)), 4096):
         own = (features[rows] * _unit(sums[labels[rows]] - features[rows])).sum(axis=1)
         cosines = features[rows] @ means.T  # (b, classes)
         cosines[np.arange(len(rows)), labels[rows]] = -np.inf
@@ -160,8 +160,8 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def _pieces(n: int, size: int) -> Iterator[np.ndarray]:
-    yield from (np.arange(start, min(start + size, n)) for start in range(0, n, size))
+def _pieces(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return np.split(rows, range(size, len(rows), size))
 
 
 def agreement_with_text(images: ImageSet, name: str, device: str = "cpu") -> np.ndarray:
@@ -188,7 +188,7 @@ def agreement_with_text(images: ImageSet, name: str, device: str = "cpu") -> np.
         ) from error
     model, found = model.to(device).eval(), np.empty(len(images))
     with bar("agreement", len(images)) as tick, torch.no_grad():
-        for rows in _pieces(len(images), 64):
+        for rows in _pieces(np.arange(len(images)), 64):
             shown = processor(images=list(images.read(rows)), return_tensors="pt").to(device)
             seen = model(**shown).image_embeds.float().cpu().numpy()  # (b, dim)
             found[rows] = (_unit(seen) * text[images.labels[rows]]).sum(axis=1)
