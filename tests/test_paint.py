@@ -218,6 +218,13 @@ def test_a_worker_that_comes_too_late_leaves_quietly_and_one_whose_job_was_delet
     assert late.claim(7) is None and late.unfinished() == [] and not job.path.exists()
 
 
+def test_scratch_may_lie_behind_a_link(plan, undisturbed, tmp_path):
+    (tmp_path / "fast/disk").mkdir(parents=True)
+    (tmp_path / "scratch").symlink_to(tmp_path / "fast/disk")
+    paint_plan(plan, Squares(), tmp_path / "set", scratch=tmp_path / "scratch", shard_size=10)
+    assert files_of(tmp_path / "set") == undisturbed
+
+
 def test_two_sets_that_share_a_scratch_folder_are_two_jobs(plan, undisturbed, tmp_path):
     jobs = [Job.begin(plan, Squares(), tmp_path / name, tmp_path / "scratch", 10) for name in ("one", "two")]
     for job in jobs:

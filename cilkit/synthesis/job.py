@@ -59,7 +59,7 @@ class Job:
         facts: Mapping[str, str] | None = None,
     ) -> "Job":
         """The job of this plan, new or as it was left. UserError if the folder holds images of another one."""
-        on_disk = isinstance(plan, Plan)
+        on_disk, folder, scratch = isinstance(plan, Plan), folder.resolve(), scratch.resolve()  # ".." leaves no link
         origin = origin_of(plan.hash if on_disk else plan_hash(plan), painter) | dict(facts or {})
         cut = plan.n_shards if on_disk else shard_size
         named = artifacts.canonical([origin, cut, os.path.relpath(folder, scratch)])
@@ -72,7 +72,7 @@ class Job:
             plan = open_plan(kept) if kept.exists() else save_plan(kept, plan, shard_size)
         order = {
             "folder": os.path.relpath(folder, path),  # relative: another machine may see the disk under another name
-            "plan": os.path.relpath(plan.path, path),
+            "plan": os.path.relpath(plan.path.resolve(), path),
             "generator": painter.id,
             "spec": _absolute(painter.spec) if hasattr(painter, "spec") else None,
             "given": dict(getattr(painter, "given", {})),
