@@ -417,5 +417,16 @@ def test_journal_finds_by_messages_and_replaces(tmp_path):
     assert Journal().find(messages) is None
 
 
+def test_a_deleted_reply_is_asked_again_and_no_other_is_lost(tmp_path):
+    with pytest.raises(UserError, match="unplugged"):
+        script = [SOFAS, rows("divan"), rows("stool"), rows("pew"), UserError("unplugged")]
+        foresee("seats", Scripted(*script), classes=9, journal=Journal(tmp_path))
+    (tmp_path / "replies" / "002.json").unlink()
+    later = Scripted(rows("settee"), rows("bench"), rows("throne"))
+    realm, _ = foresee("seats", later, classes=9, journal=Journal(tmp_path))
+    assert realm.concept_names == ["settee", "stool", "bench", "throne"] and len(later.asked) == 3
+    assert {reply.text for reply in Journal(tmp_path).replies} > {SOFAS, rows("stool"), rows("pew"), rows("settee")}
+
+
 def test_a_kept_realm_is_found_however_its_name_is_written():
     assert foresee("Common Objects")[0].concept_names == foresee("common objects")[0].concept_names

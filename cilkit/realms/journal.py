@@ -12,7 +12,8 @@ class Journal:
 
     def __init__(self, folder: str | Path | None = None):
         self.folder = folder and Path(folder)
-        self.replies: list[Reply] = read_replies(self.folder)[0] if self.folder else []
+        self.replies, files = read_replies(self.folder) if self.folder else ([], [])
+        self._numbers = [int(Path(file).stem) for file in files]
 
     def find(self, messages: Sequence[Message]) -> Reply | None:
         """The reply to these messages, word for word."""
@@ -21,7 +22,9 @@ class Journal:
     def add(self, reply: Reply) -> None:
         """Keep a reply, whole or not at all; one to the same messages is replaced (its error became known)."""
         old = self.find(reply.messages)
-        number = self.replies.index(old) if old else len(self.replies)
-        self.replies[number : number + 1] = [reply]
+        place = self.replies.index(old) if old else len(self.replies)
+        self.replies[place : place + 1] = [reply]
+        if not old:  # a file may have been deleted, so that its question is asked again
+            self._numbers.append(max(self._numbers, default=0) + 1)
         if self.folder:
-            write_reply(self.folder, number + 1, reply)
+            write_reply(self.folder, self._numbers[place], reply)
