@@ -152,6 +152,11 @@ def test_a_pipeline_of_no_known_family_paints_its_prompts(folders):
         ("dit", {"size": 64}, "DiTPipeline reads no size"),
         ("sd", {"strength": 0.3}, "StableDiffusionPipeline reads no strength"),
         ("sd", {"max_tokens": 9}, "StableDiffusionPipeline reads no max_tokens"),
+        (
+            "sd",
+            {"scheduler_options": {"beta_strt": 1}},
+            r"DDIMScheduler has no 'beta_strt' \(did you mean 'beta_start'",
+        ),
         ("flux", {"scheduler": "ddim"}, "flux does not paint with these settings .*custom sigmas"),
     ],
 )
@@ -447,6 +452,21 @@ def test_lora_spec_holds_a_file_a_folder_or_a_hub_name_and_a_scale(kohya, tmp_pa
     assert pipelines.lora_file(str(tmp_path / "a@b.safetensors"))[1] == 1.0
     with pytest.raises(UserError, match="is a folder with 2 safetensors files; name the file itself"):
         pipelines.lora_file(str(tmp_path))
+
+
+def test_lora_that_is_nowhere_is_said_at_once(monkeypatch):
+    """The hub is asked for "owner/name" only, and not to be reached is no reason to wait."""
+    import huggingface_hub
+
+    def unreachable(name):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
+    for name in ("style.safetensors", "models/style.safetensors", "./style", "/nowhere/style.safetensors"):
+        with pytest.raises(UserError, match="is no file; expected one, a folder that holds one, or a hub's"):
+            pipelines.lora_file(name)
+    with pytest.raises(UserError, match=r"LoRA 'nobody/style' is neither .*hub \(Name or service not known\)"):
+        pipelines.lora_file("nobody/style@0.5")
 
 
 def test_precision_is_recorded_only_where_asked_for_and_used(folders):

@@ -32,13 +32,31 @@ def test_font_renderings_take_no_settings():
     assert load_generator("font-renderings", device="cpu").most_at_once() == 0
     assert load_generator("font-renderings").tokens(["a b"]) == ([2], 0)
     with pytest.raises(UserError, match="has no settings, but 'steps' was given"):
-        load_generator("font-renderings", steps=3)
+        load_generator("font-renderings", device="cpu", steps=3)
 
 
 def test_unknown_generator_names_what_there_is(tmp_path):
     for spec in ("dall-e", str(tmp_path), "./nowhere"):
         with pytest.raises(UserError, match="expected 'embedded', 'font-renderings', a folder with model_index.json"):
             load_generator(spec)
+
+
+def test_misspelt_presets_are_guessed_and_a_hub_out_of_reach_is_one_sentence(monkeypatch):
+    import diffusers
+
+    for spec, near in {"mini-sd": "minisd", "sdxl_turbo": "sdxl-turbo", "embeded": "embedded"}.items():
+        with pytest.raises(UserError, match=rf"'{spec}' is unknown \(did you mean '{near}'\?\); expected"):
+            load_generator(spec)
+
+    def unreachable(*_, **__):
+        raise OSError("no route to host, " + 50 * "and a long story " + "\nwith a second line")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", unreachable)
+    with pytest.raises(
+        UserError, match=r"lambdalabs.* is neither .* \(no route .* …\); check"
+    ) as error:
+        load_generator("minisd")
+    assert len(str(error.value)) < 450 and "\n" not in str(error.value)
 
 
 def test_an_object_that_paints_is_taken_as_it_is():

@@ -163,6 +163,9 @@ def set_scheduler(pipeline, name: str, options: dict[str, Any]) -> None:
     if kind not in known:
         raise UserError(f"scheduler {name!r} is unknown{near_name(name, known)}; known are {', '.join(SCHEDULERS)}")
     pipeline.scheduler = getattr(diffusers, kind).from_config(pipeline.scheduler.config, **options)
+    for option in set(options) - set(pipeline.scheduler.config):  # diffusers warns only
+        near = near_name(option, pipeline.scheduler.config)
+        raise UserError(f"scheduler_options: {kind} has no {option!r}{near}; leave it out")
 
 
 def prepare(pipeline, options: dict[str, Any], own_scheduler: str) -> None:
@@ -179,10 +182,10 @@ def hasten(pipeline, execution: dict[str, Any]) -> None:
     """Memory layout (by default channels-last on a GPU, for networks of convolutions) and compilation."""
     import torch
 
-    last = execution["channels_last"]
-    if last or (last is None and pipeline.device.type == "cuda" and getattr(pipeline, "unet", None) is not None):
-        for part in (denoiser(pipeline), pipeline.vae):
-            part.to(memory_format=torch.channels_last)
+    last, networks = execution["channels_last"], [getattr(pipeline, name, None) for name in ("unet", "vae")]
+    if last or (last is None and pipeline.device.type == "cuda"):
+        for network in filter(None, networks):
+            network.to(memory_format=torch.channels_last)
     if execution["compile"]:
         denoiser(pipeline).compile()
 
