@@ -52,9 +52,7 @@ def test_misspelt_presets_are_guessed_and_a_hub_out_of_reach_is_one_sentence(mon
         raise OSError("no route to host, " + 50 * "and a long story " + "\nwith a second line")
 
     monkeypatch.setattr(diffusers.DiffusionPipeline, "download", unreachable)
-    with pytest.raises(
-        UserError, match=r"lambdalabs.* is neither .* \(no route .* …\); check"
-    ) as error:
+    with pytest.raises(UserError, match=r"lambdalabs.* is neither .* \(no route .* …\); check") as error:
         load_generator("minisd")
     assert len(str(error.value)) < 450 and "\n" not in str(error.value)
 
