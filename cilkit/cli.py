@@ -137,7 +137,7 @@ def _examine(options: argparse.Namespace) -> int:
     found = repair.examine(folder)
     for finding in found:
         print(f"! {finding}")
-    print(f"{folder}: {len(found) or 'no'} findings")
+    print(f"{folder}: {len(found) or 'no'} finding{'s' * (len(found) != 1)}")
     return int(bool(found))
 
 

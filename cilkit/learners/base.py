@@ -37,9 +37,9 @@ def derive(*parts: int | str) -> int:
 
 @dataclass(frozen=True)
 class Moment:
-    """One epoch is over. Losses are means over the epoch's batches, by term. `task` is None in pre-training."""
+    """One epoch is over. Losses are means over the epoch's batches, by term."""
 
-    task: Task | None
+    task: Task
     epoch: int  # from 0
     epochs: int
     losses: dict[str, float]

@@ -86,6 +86,8 @@ def threads_set_to(count: int):
     """Compute with so many CPU threads: part of an identity, because the order of a sum depends on it."""
     import torch
 
+    if count < 1:
+        raise UserError(f"threads is {count}; expected 1 or more")
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
