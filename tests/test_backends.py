@@ -9,9 +9,10 @@ import pytest
 
 from cilkit.errors import UserError
 from cilkit.realms import Realm, Reply, prompts
-from cilkit.realms.backends import EXECUTION, KEPT, Replayed, Sampling, backend
+from cilkit.realms.backends import EXECUTION, KEPT, Replayed, backend
 from cilkit.realms.endpoint import Endpoint
 from cilkit.realms.local import Local
+from cilkit.realms.models import Sampling
 
 REALM = "handwritten characters"
 

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 from cilkit import realms
 from cilkit.errors import UserError
-from cilkit.realms.backends import NoReply, backend
+from cilkit.realms.backends import backend
+from cilkit.realms.models import NoReply
 
 openai = pytest.importorskip("openai", reason='needs pip install -e ".[llm]"')
 

@@ -9,8 +9,8 @@ import pytest
 from cilkit import artifacts, realms
 from cilkit.errors import UserError
 from cilkit.realms import Realm, Report, foresee, prompts
-from cilkit.realms.backends import NoReply
 from cilkit.realms.journal import Journal
+from cilkit.realms.models import NoReply
 from cilkit.realms.realm import Reply
 
 

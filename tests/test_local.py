@@ -11,7 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from cilkit.errors import UserError
-from cilkit.realms.backends import NoReply, backend
+from cilkit.realms.backends import backend
+from cilkit.realms.models import NoReply
 
 pytest.importorskip("outlines", reason='needs pip install -e ".[llm]"')
 pytest.importorskip("xgrammar", reason='needs pip install -e ".[llm]"')

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from cilkit.errors import UserError, near_name
-from cilkit.realms.backends import NoReply, Sampling, missing_extra
+from cilkit.realms.models import NoReply, Sampling, missing_extra
 from cilkit.realms.prompts import Message
 
 # What a server may refuse (400 or 422) and is then asked without; the first is then asked for in words.

@@ -7,8 +7,9 @@ from typing import Any
 from cilkit.errors import UserError
 from cilkit.progress import Progress
 from cilkit.realms import parsing, prompts
-from cilkit.realms.backends import LanguageModel, NoReply, Replayed, backend, kept_realms
+from cilkit.realms.backends import Replayed, backend, kept_realms
 from cilkit.realms.journal import Journal
+from cilkit.realms.models import LanguageModel, NoReply
 from cilkit.realms.names import canonical
 from cilkit.realms.realm import Realm, Reply, slug
 

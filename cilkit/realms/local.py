@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cilkit.artifacts import canonical, sha256_of
 from cilkit.errors import UserError
-from cilkit.realms.backends import NoReply, Sampling, missing_extra
+from cilkit.realms.models import NoReply, Sampling, missing_extra
 from cilkit.realms.prompts import Message
 
 if TYPE_CHECKING:

@@ -14,13 +14,20 @@ VERSION = 2  # part of the key: raise it when the same parameters come to mean a
 
 
 def painter_of(generator="embedded", **how):
-    """The generator of this name with these settings; "", 0 and -1 stand for its own. A folder may be named from the
-    repository."""
+    """The generator of this name with these settings; "", 0 and -1 stand for its own.
+
+    Folders and files are found from the working directory or the repository.
+    """
     from cilkit.synthesis import load_generator
 
     settings = {name: value for name, value in how.items() if value is False or value not in ("", 0, -1)}
     if how.get("guidance") == 0:
         settings["guidance"] = 0.0  # asked for: no guidance at all
+    if settings.get("start"):
+        settings["start"] = placed(str(settings["start"]))
+    if isinstance(settings.get("loras"), list):
+        parted = [str(lora).partition("@") for lora in settings["loras"]]  # "FILE@0.8"
+        settings["loras"] = ["".join((placed(file), at, scale)) for file, at, scale in parted]
     return load_generator(placed(generator) if isinstance(generator, str) else generator, **settings)
 
 
@@ -54,7 +61,7 @@ def paint(
     negative_prompt, steps, guidance, size, scheduler, precision: of the generator; "", 0 and -1 take its own.
     fast:       "steps" or "cache": the generator's declared faster variant, part of what is painted.
     long_prompts: "refuse" or "shorten" those with more tokens than the generator reads.
-    settings:   further ones of a diffusers generator: loras, guidance_until, cache, start, strength, compile …
+    settings:   further ones of a diffusers generator: loras, cache, start, strength, safety_checker, compile …
                 (`cilkit.synthesis.diffusion`).
     workers:    processes or Ray actors (execution only, as all below: the bytes do not depend on it); 0 = one a GPU,
                 where there are none one a core.
