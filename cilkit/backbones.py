@@ -22,7 +22,7 @@ from torch import nn
 
 from cilkit import architectures, artifacts, precision
 from cilkit.data.transforms import Input
-from cilkit.errors import UserError, near_name
+from cilkit.errors import UserError, near_name, reason_of
 
 if TYPE_CHECKING:
     from cilkit.data import ImageSet
@@ -330,7 +330,7 @@ def _load_named(name: str, model_args: dict[str, Any] | None = None) -> Backbone
         if ":" not in name and "/" not in name and name not in timm.list_pretrained(f"{name.partition('.')[0]}*"):
             raise UserError(_unknown(name, error)) from error
         raise UserError(
-            f"the weights of {name!r} cannot be had ({str(error).splitlines()[0]}); "
+            f"the weights of {name!r} cannot be had ({reason_of(error)}); "
             "check the name and the network, or give a folder or a file"
         ) from error
     cfg = model.pretrained_cfg
@@ -363,7 +363,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], str]:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"the backbone in {path} is damaged ({str(error).splitlines()[0]}); get or make it again")
+    return UserError(f"the backbone in {path} is damaged ({reason_of(error)}); get or make it again")
 
 
 def _fit(backbone: Backbone, weights: dict[str, torch.Tensor], where: Path) -> None:

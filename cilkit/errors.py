@@ -24,3 +24,10 @@ def near_name(name: object, known: Iterable[str], cutoff: float = 0.4) -> str:
 
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=cutoff)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what another library says, short enough for a sentence of ours."""
+    import textwrap
+
+    return textwrap.shorten((str(error).strip() or type(error).__name__).splitlines()[0], 200, placeholder=" …")

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cilkit.errors import UserError
+from cilkit.errors import UserError, reason_of
 
 NGRAMS = "n-grams"
 BATCH = 256  # names encoded at once
@@ -66,10 +66,9 @@ class TextEncoder:
                 model = AutoModel.from_pretrained(name, revision=revision)
             self._tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         except Exception as error:  # the hub's client and broken folders raise many unrelated classes
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise UserError(
-                f"{name!r} is no text encoder that can be loaded ({reason}); give a name on the hub, a folder with "
-                f"model and tokenizer, or {NGRAMS!r}, which needs no model"
+                f"{name!r} is no text encoder that can be loaded ({reason_of(error)}); give a name on the hub, a "
+                f"folder with model and tokenizer, or {NGRAMS!r}, which needs no model"
             ) from error
         if not self._clip and hasattr(config, "vision_config"):
             raise UserError(

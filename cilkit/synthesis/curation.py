@@ -19,10 +19,9 @@ import numpy as np
 from cilkit import artifacts
 from cilkit.data import loading
 from cilkit.data.imagesets import ImageSet
-from cilkit.errors import UserError, near_name
+from cilkit.errors import UserError, near_name, reason_of
 from cilkit.progress import bar
 from cilkit.synthesis import inspection
-from cilkit.synthesis.generators import reason_of
 
 if TYPE_CHECKING:
     import pandas as pd

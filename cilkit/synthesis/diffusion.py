@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from cilkit.artifacts import canonical, sha256_of
-from cilkit.errors import UserError, near_name
+from cilkit.errors import UserError, near_name, reason_of
 from cilkit.synthesis import pipelines
-from cilkit.synthesis.generators import OutOfMemory, demand, reason_of
+from cilkit.synthesis.generators import OutOfMemory, demand
 from cilkit.synthesis.presets import Preset
 
 # Premonition's image notebook (read in source: Get_Images_from_Prompts.ipynb): miniSD at 256 x 256, fp16, no safety

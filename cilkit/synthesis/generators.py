@@ -4,7 +4,6 @@ Loading reads names, settings and digests only; torch and diffusers are imported
 """
 
 import hashlib
-import textwrap
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cilkit.artifacts import sha256_of
-from cilkit.errors import UserError, near_name
+from cilkit.errors import UserError, near_name, reason_of
 from cilkit.synthesis.presets import preset, preset_of, presets
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "generator"
@@ -90,11 +89,6 @@ def _fetched(name: str, revision: str | None = None) -> Path:
             f"generator {name!r} is neither a local folder nor to be had from the hub ({reason_of(error)}); check its "
             "name and the connection, or name a folder that holds it"
         ) from None
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of what another library says, short enough for a sentence of ours."""
-    return textwrap.shorten((str(error).strip() or type(error).__name__).splitlines()[0], 200, placeholder=" …")
 
 
 class FontRenderings:

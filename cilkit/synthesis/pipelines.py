@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cilkit.errors import UserError, near_name
-from cilkit.synthesis.generators import reason_of
+from cilkit.errors import UserError, near_name, reason_of
 
 Count = Callable[[list[str]], list[int]]  # prompts -> numbers of tokens
 # What `encode_prompt` of diffusers 0.42 returns, in order (read in its source). The names are those under which the

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterator
 
-from cilkit.errors import UserError
+from cilkit.errors import UserError, reason_of
 from cilkit.synthesis.crew import RESTARTS, describe, images_of, worker_environment
 from cilkit.synthesis.job import Job, work
 
@@ -94,13 +94,13 @@ def _connect(ray, address: str) -> None:
     try:
         ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=False)
     except Exception as error:  # a client raises many unrelated classes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"no Ray cluster answers at {address!r} ({reason}); start one with `ray start --head`, or leave the "
+            f"no Ray cluster answers at {address!r} ({reason_of(error)}); start one with `ray start --head`, or leave the "
             "address empty to paint on this machine"
         ) from None
 
 
 def _why(error: Exception, times: int) -> str:
-    reason = (str(error).strip().splitlines() or [""])[0][:200]
-    return f"Ray actors ended {times} times, the last one by {reason}; what is painted is kept, paint it again"
+    return (
+        f"Ray actors ended {times} times, the last one by {reason_of(error)}; what is painted is kept, paint it again"
+    )
