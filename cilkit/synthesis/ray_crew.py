@@ -95,8 +95,8 @@ def _connect(ray, address: str) -> None:
         ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=False)
     except Exception as error:  # a client raises many unrelated classes
         raise UserError(
-            f"no Ray cluster answers at {address!r} ({reason_of(error)}); start one with `ray start --head`, or leave the "
-            "address empty to paint on this machine"
+            f"no Ray cluster answers at {address!r} ({reason_of(error)}); start one with `ray start --head`, or leave "
+            "the address empty to paint on this machine"
         ) from None
 
 
