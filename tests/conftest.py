@@ -34,3 +34,18 @@ def stream():
     import tiny
 
     return tiny.stream()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """kind -> the folder of a tiny diffusers pipeline, written when first asked for."""
+    import tiny_pipelines
+
+    home, written = tmp_path_factory.mktemp("pipelines"), {}
+
+    def folder(kind):
+        if kind not in written:
+            written[kind] = tiny_pipelines.write(kind, home / kind)
+        return written[kind]
+
+    return folder

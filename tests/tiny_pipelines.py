@@ -6,10 +6,20 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
 from cilkit.synthesis.generators import EMBEDDED
 
 WORDS = "a photo photograph of the digit one two three heart bird red blue round large small :".split()
+PROMPTS = ["a red bird", "the digit two : large", "a red bird", "a photograph of the heart"]
+SEEDS = [11, 12, 13, 2**62 + 5]
+FEW = {"steps": 3, "size": 32, "guidance": 3.0}
 LABELS = {0: "tench, Tinca tinca", 1: "goldfish", 2: "great white shark, white shark"}
+
+
+def close(a, b) -> bool:
+    """At most one grey level apart on 99.9 % of the pixels."""
+    return float((np.abs(a.astype(int) - b) <= 1).mean()) >= 0.999
 
 
 def write(kind: str, folder, seed: int = 0) -> Path:
