@@ -87,6 +87,40 @@ class Backbone(nn.Module):
         with precision.autocast(self.precision, images.device):
             return self.model(images).float()
 
+    def maps(self, images: torch.Tensor, kind: str) -> torch.Tensor:
+        """`forward` up to its last part, which `rest` is: the last maps (batch, channels, h, w) of a convolutional
+        network, or the tokens (batch, tokens, width) that enter the last block of timm's VisionTransformer."""
+        self.forwarded[kind] += len(images)
+        with precision.autocast(self.precision, images.device):
+            if self.transformer:
+                tokens = self.model.patch_drop(self.model._pos_embed(self.model.patch_embed(images)))
+                return self.model.blocks[:-1](self.model.norm_pre(tokens))
+            maps = self.model.forward_features(images)
+        if maps.ndim != 4 or maps.shape[1] != self.model.num_features:
+            raise UserError(
+                f"{self.arch!r} ends in {tuple(maps.shape)}, not in maps (batch, channels, h, w); take a convolutional "
+                "network or a plain vision transformer, such as arch small_resnet or small_vit"
+            )
+        return maps
+
+    def rest(self, maps: torch.Tensor) -> torch.Tensor:
+        """Features, float32 (batch, dim), of what `maps` gave. Can be differentiated twice: attention by the plain
+        kernel, for the fused ones have no second derivative; nor has anything compiled."""
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        twice = sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager")
+        with precision.autocast(self.precision, maps.device), twice[0], twice[1]:
+            if self.transformer:
+                maps = self.model.norm(self.model.blocks[-1](maps))
+            return self.model.forward_head(maps, pre_logits=True).float()
+
+    @property
+    def transformer(self) -> bool:
+        """Whether this is timm's own VisionTransformer."""
+        from timm.models import VisionTransformer
+
+        return isinstance(self.model, VisionTransformer)
+
     @property
     def blocks(self) -> list[nn.Module]:
         """A vision transformer's blocks, in order; none of another network."""
