@@ -1,4 +1,7 @@
-"""The parts of the embedded generator, stock classes only, and the folder they are kept in; see train_generator.py."""
+"""The parts of the embedded generator, stock classes only, and the folder they are kept in; see train_generator.py.
+
+fit_generator.py fits the same parts on images of one's own.
+"""
 
 import copy
 import json
@@ -26,10 +29,10 @@ SETTINGS = {"size": glyphs.SIZE, "steps": 10, "guidance": 5.0, "negative_prompt"
 SPECIAL = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
 
 
-def make_tokenizer(seed: int = 0) -> CLIPTokenizer:
-    """A CLIP tokenizer in which every word of the captions is one token and unknown words fall to pieces."""
+def make_tokenizer(texts: list[str], seed: int = 0) -> CLIPTokenizer:
+    """A CLIP tokenizer in which every word of the texts is one token and unknown words fall to pieces."""
     rng = np.random.default_rng([seed, 1])
-    words = set(" ".join(glyphs.vocabulary()).lower().split()) | {chr(97 + i) for i in range(26)}
+    words = set(" ".join(texts).lower().split()) | {chr(97 + i) for i in range(26)}
     corpus = sorted(words) + [str(i) for i in range(10)] + list(".,:;'\"()-/!?&")
     rng.shuffle(corpus)
     blank = CLIPTokenizer(vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, merges=[], **SPECIAL)
@@ -97,8 +100,11 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     return kept.input_ids
 
 
-def write_folder(out: Path, vae, text, ema: dict, tokenizer: CLIPTokenizer, made: dict) -> None:
-    """The pipeline as Stable Diffusion's folder layout, weights in half precision, written beside and then renamed."""
+def write_folder(out: Path, vae, text, ema: dict, tokenizer: CLIPTokenizer, paintable: dict) -> None:
+    """The pipeline as Stable Diffusion's folder layout, weights in half precision, written beside and then renamed.
+
+    paintable: concepts, settings and how it was made, as paintable.json tells `cilkit.synthesis.diffusion`.
+    """
     unet = build_unet()
     unet.load_state_dict(ema)
     scheduler = DPMSolverMultistepScheduler(**SCHEDULE, timestep_spacing="trailing", steps_offset=1)
@@ -107,9 +113,9 @@ def write_folder(out: Path, vae, text, ema: dict, tokenizer: CLIPTokenizer, made
     beside = out.with_name(out.name + ".part")
     shutil.rmtree(beside, ignore_errors=True)
     pipeline.save_pretrained(beside)
-    paintable = {"concepts": {family: list(names) for family, names in glyphs.FAMILIES.items()}, "made": made}
-    paintable["settings"] = SETTINGS | {"scheduler": type(scheduler).__name__, "template": glyphs.TEMPLATE}
-    (beside / "paintable.json").write_text(json.dumps(paintable, indent=1, ensure_ascii=False) + "\n")
+    settings = SETTINGS | {"scheduler": type(scheduler).__name__} | paintable["settings"]
+    told = json.dumps(paintable | {"settings": settings}, indent=1, ensure_ascii=False)
+    (beside / "paintable.json").write_text(told + "\n")
     if (out / "README.md").exists():
         shutil.copy(out / "README.md", beside / "README.md")
     for file in beside.rglob("*.safetensors"):

@@ -108,9 +108,8 @@ def train_vae(images: np.ndarray, steps: int, seed: int, batch: int = 32) -> Aut
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
     """Posterior means of all images: float32 (n, LATENTS, 8, 8)."""
-    return torch.cat(
-        [vae.encode(to_tensor(part)).latent_dist.mean for part in np.array_split(images, len(images) // 256)]
-    )
+    parts = np.array_split(images, max(len(images) // 256, 1))
+    return torch.cat([vae.encode(to_tensor(part)).latent_dist.mean for part in parts])
 
 
 @torch.no_grad()
@@ -138,21 +137,20 @@ def attributes(text: str, name: str, style: glyphs.Style) -> list[int]:
     return labels
 
 
-def train_text_encoder(tokenizer, names: list, styles: list, steps: int, seed: int, batch: int = 128) -> CLIPTextModel:
-    """Teach the text encoder to carry the concept and the style that a caption names to the end token and to all the
-    padding after it, by linear readings that are then thrown away. It stays frozen afterwards, as in Stable Diffusion;
-    trained through the U-Net alone, the names were not found among the other words in 2,500 steps."""
+def train_text_encoder(tokenizer, draw, sizes: list[int], steps: int, seed: int, batch: int = 128) -> CLIPTextModel:
+    """Teach the text encoder to carry what a caption names to the end token and to all the padding after it, by linear
+    readings that are then thrown away. It stays frozen afterwards, as in Stable Diffusion; trained through the U-Net
+    alone, the names were not found among the other words in 2,500 steps.
+
+    draw:  rng, batch -> captions, and of each its labels, one an attribute, the concept first.
+    sizes: labels of each attribute.
+    """
     torch.manual_seed(seed + 2)
     text = build_text_encoder(tokenizer)
-    sizes = [len(glyphs.CONCEPTS), *(len(table) + 1 for table in (glyphs.WEIGHTS, glyphs.SLANTS, glyphs.GROUNDS))]
-    sizes.append(len(glyphs.COLOURS) + 1)
     reading = torch.nn.Linear(WIDTH, sum(sizes))
     optimiser = torch.optim.AdamW([*text.parameters(), *reading.parameters()], 2e-3, weight_decay=0.0)
     for step in range(steps):
-        rng = np.random.default_rng([seed, 6, step])
-        index = rng.integers(len(names), size=batch)
-        captions = [glyphs.caption(names[i], styles[i], rng) for i in index]
-        labels = [attributes(caption, names[i], styles[i]) for caption, i in zip(captions, index, strict=True)]
+        captions, labels = draw(np.random.default_rng([seed, 6, step]), batch)
         tokens = tokenize(tokenizer, captions)
         ends = tokens == tokenizer.eos_token_id  # (batch, LENGTH): the end and the padding
         readings = reading(text(tokens)[0][ends]).split(sizes, dim=-1)  # (ends, size) an attribute
@@ -169,12 +167,13 @@ def train_text_encoder(tokenizer, names: list, styles: list, steps: int, seed: i
     return text.eval().requires_grad_(False)
 
 
-def diffusion_batch(state: list[int], batch: int, latents: torch.Tensor, names: list, styles: list, tokenizer):
+def diffusion_batch(state: list[int], batch: int, latents: torch.Tensor, caption, tokenizer):
     """Latents (batch, LATENTS, 8, 8), noise, times (batch,) and tokens (batch, LENGTH); (seed, step, rank) decide all.
-    One caption in ten is empty: the unconditional half of classifier-free guidance."""
+    One caption in ten is empty: the unconditional half of classifier-free guidance. caption: image number, rng -> text.
+    """
     rng = np.random.default_rng([4, *state])
     index = rng.integers(len(latents), size=batch)
-    captions = ["" if rng.random() < 0.1 else glyphs.caption(names[i], styles[i], rng) for i in index]
+    captions = ["" if rng.random() < 0.1 else caption(i, rng) for i in index]
     tokens = tokenize(tokenizer, captions)
     random = generator_at(5, *state)
     clean = latents[index]
@@ -204,9 +203,11 @@ def load_state(path: Path, model: UNet2DConditionModel, optimiser: torch.optim.O
         return part("ema."), int(file.metadata()["step"])
 
 
-def train_diffusion(rank: int, args) -> None:
+def train_diffusion(rank: int, args, materials) -> None:
     """v-prediction, unweighted; the exponential moving average of the weights is what is kept.
 
+    materials: args -> autoencoder, text encoder, latents, caption (image number, rng -> text), tokenizer, and what
+    paintable.json says of the generator.
     With several processes each draws its own batch of every step and the gradients are averaged: two processes of one
     thread do half as much again as one process of two.
     """
@@ -214,7 +215,7 @@ def train_diffusion(rank: int, args) -> None:
     if args.processes > 1:
         store = f"file://{(args.work / 'rendezvous').absolute()}"
         torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=args.processes)
-    vae, text, latents, names, styles, tokenizer = materials(args)
+    vae, text, latents, caption, tokenizer, paintable = materials(args)
     torch.manual_seed(args.seed + 1)
     model = build_unet()
     if args.warm_start:
@@ -228,7 +229,7 @@ def train_diffusion(rank: int, args) -> None:
     schedule = DDPMScheduler(**SCHEDULE)
     start, running = time.perf_counter(), 0.0
     for step in range(first, args.steps):
-        drawn = diffusion_batch([args.seed, step, rank], args.batch, latents, names, styles, tokenizer)
+        drawn = diffusion_batch([args.seed, step, rank], args.batch, latents, caption, tokenizer)
         clean, noise, times, tokens = drawn
         target = schedule.get_velocity(clean, noise, times)
         painted = model(schedule.add_noise(clean, noise, times), times, text(tokens)[0]).sample
@@ -251,7 +252,8 @@ def train_diffusion(rank: int, args) -> None:
         late = args.processes == 1 and time.perf_counter() - start > 60 * args.minutes
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps or late:
             save_state(checkpoint, model, ema, optimiser, step + 1)
-            write_folder(args.out, vae, text, ema, tokenizer, {"steps_trained": step + 1, "seed": args.seed})
+            made = {"steps_trained": step + 1, "seed": args.seed}
+            write_folder(args.out, vae, text, ema, tokenizer, paintable | {"made": made | paintable.get("made", {})})
         if late:
             break
 
@@ -289,19 +291,36 @@ def main() -> None:
     materials(args)  # the earlier stages, once
     (args.work / "rendezvous").unlink(missing_ok=True)
     if args.processes > 1:
-        torch.multiprocessing.spawn(train_diffusion, (args,), args.processes)
+        torch.multiprocessing.spawn(train_diffusion, (args, materials), args.processes)
     else:
-        train_diffusion(0, args)
+        train_diffusion(0, args, materials)
 
 
 def materials(args) -> tuple:
-    """Autoencoder, text encoder, latents with their concepts and styles, tokenizer: made, or read back from --work."""
+    """What `train_diffusion` asks for, from the renderings; what is made once is read back from --work."""
+    images, names, styles = make_pool(args.work / "pool.npy", args.per_class, args.seed, args.threads)
+
+    def draw(rng: np.random.Generator, batch: int) -> tuple[list[str], list[list[int]]]:
+        index = rng.integers(len(names), size=batch)
+        captions = [glyphs.caption(names[i], styles[i], rng) for i in index]
+        return captions, [attributes(caption, names[i], styles[i]) for caption, i in zip(captions, index, strict=True)]
+
+    sizes = [len(glyphs.CONCEPTS), *(len(table) + 1 for table in (glyphs.WEIGHTS, glyphs.SLANTS, glyphs.GROUNDS))]
+    sizes.append(len(glyphs.COLOURS) + 1)
+    vae, text, latents, tokenizer = early_stages(args, images, glyphs.vocabulary(), draw, sizes)
+    paintable = {"concepts": {family: list(names) for family, names in glyphs.FAMILIES.items()}}
+    paintable["settings"] = {"template": glyphs.TEMPLATE}
+    return vae, text, latents, lambda i, rng: glyphs.caption(names[i], styles[i], rng), tokenizer, paintable
+
+
+def early_stages(args, images: np.ndarray, texts: list[str], draw, sizes: list[int]) -> tuple:
+    """Autoencoder, text encoder, latents, tokenizer: made, or read back from --work. texts: all words of the captions;
+    draw, sizes: see `train_text_encoder`."""
     # Kept, because ties between rare tokens are broken differently in every process.
     if not (args.work / "tokenizer").exists():
-        make_tokenizer(args.seed).save_pretrained(args.work / "tokenizer")
+        make_tokenizer(texts, args.seed).save_pretrained(args.work / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(args.work / "tokenizer")
-    images, names, styles = make_pool(args.work / "pool.npy", args.per_class, args.seed, args.threads)
-    print(f"{len(tokenizer)} tokens, {len(images)} renderings", flush=True)
+    print(f"{len(tokenizer)} tokens, {len(images)} images", flush=True)
     file, vae = args.work / "vae.safetensors", build_vae().eval()
     if not file.exists():
         vae = train_vae(images, args.vae_steps, args.seed)
@@ -312,9 +331,9 @@ def materials(args) -> tuple:
     print(f"latents: deviation {latents.std().item():.3f}", flush=True)
     file, text = args.work / "text.safetensors", build_text_encoder(tokenizer).eval().requires_grad_(False)
     if not file.exists():
-        save_file(train_text_encoder(tokenizer, names, styles, args.text_steps, args.seed).state_dict(), file)
+        save_file(train_text_encoder(tokenizer, draw, sizes, args.text_steps, args.seed).state_dict(), file)
     text.load_state_dict(load_file(file))
-    return vae, text, latents, names, styles, tokenizer
+    return vae, text, latents, tokenizer
 
 
 if __name__ == "__main__":

@@ -70,6 +70,36 @@ def test_pacs_becomes_what_the_official_archive_unpacks_to(tmp_path, own_root):
         assert np.array_equal(part.domains, domain[number])
 
 
+def test_fashion_is_halved_between_the_stream_and_a_generator(tmp_path, own_root):
+    """Three training images and one test image a class, in a mixed order; the first two are the generator's."""
+    random = np.random.default_rng(0)
+    labels = np.concatenate([random.permutation(10) for _ in range(3)]).astype(np.uint8)
+    images = random.integers(1, 256, (40, 28, 28)).astype(np.uint8)
+    arrays = {"x_train": images[:30], "y_train": labels, "x_test": images[30:], "y_test": labels[:10]}
+    np.savez(tmp_path / "fashion.npz", **arrays)
+    script.lay_out_fashion(tmp_path / "fashion.npz", tmp_path, half=2)
+    names = benchmarks.class_names("fashion_mnist")
+    found = benchmarks.load(f"folder:{tmp_path / 'fashion'}")
+    assert sorted(found.class_names) == sorted(names) and "T-shirt or top" in names
+    for part, pixels, numbers in ((found.train, images[:30], labels), (found.test, images[30:], labels[:10])):
+        rows = np.array([int(Path(name).stem) for name in part.ids])
+        assert [part.class_names[k] for k in part.labels] == [names[k] for k in numbers[rows]]
+        grey = np.pad(pixels[rows], ((0, 0), (2, 2), (2, 2)))
+        assert np.array_equal(part.images(), np.repeat(grey[..., None], 3, -1))
+        assert part is found.test or sorted(rows) == list(range(20, 30))
+    apart = [int(path.stem) for path in (tmp_path / "fashion_for_generator" / "train").glob("*/*.png")]
+    assert sorted(apart) == list(range(20))
+
+
+def test_missing_bundles_are_left_out_with_a_sentence(tmp_path, monkeypatch, capsys):
+    bundle(tmp_path / "cifar100_32.npz", ["apple"])
+    monkeypatch.setattr("sys.argv", ["real_subsets.py", "--data", str(tmp_path), "--out", str(tmp_path / "out")])
+    script.main()
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 4 and f"{tmp_path} holds no pacs_64.npz; its subset is left out" in said
+    assert len(list((tmp_path / "out" / "cifar100" / "train" / "apple").iterdir())) == 2
+
+
 @pytest.fixture(scope="module")
 def photos():
     """Photographs of PACS, 12 dogs and 12 elephants, as the network sees them."""
