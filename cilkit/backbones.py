@@ -35,6 +35,7 @@ KINDS = ("student", "teacher", "query", "fisher", "statistics", "test", "probe")
 WEIGHTS, CONFIG, ATTACHED = "model.safetensors", "config.json", "attached.safetensors"
 CUTTING = ("interpolation", "crop_pct", "crop_mode")  # timm's names for how an image comes to the input's size
 FILES = (".safetensors", ".pth", ".pt", ".bin", ".tar")  # single files of weights; all but the first by weights_only
+STEMS = ("act1", "bn1", "conv_stem", "features.norm0", "stem")  # what timm calls a map before the first stage
 
 
 class Backbone(nn.Module):
@@ -79,13 +80,12 @@ class Backbone(nn.Module):
         return next(self.parameters()).device
 
     def forward(self, images: torch.Tensor, kind: str) -> torch.Tensor:
-        """Features, float32 (batch, dim), of normalised images (batch, 3, h, w); `kind` says in whose name they are
-        counted."""
-        if kind not in KINDS:
-            raise UserError(f"{kind!r} is no kind of forward pass; one of {', '.join(KINDS)}")
-        self.forwarded[kind] += len(images)
+        """Features, float32 (float64 of a float64 model), (batch, dim), of normalised images (batch, 3, h, w); `kind`
+        says in whose name they are counted."""
+        self._count(images, kind)
         with precision.autocast(self.precision, images.device):
-            return self.model(images).float()
+            found = self.model(images)
+        return found if found.dtype == torch.float64 else found.float()
 
     def maps(self, images: torch.Tensor, kind: str) -> torch.Tensor:
         """`forward` up to its last part, which `rest` is: the last maps (batch, channels, h, w) of a convolutional
@@ -104,15 +104,15 @@ class Backbone(nn.Module):
         return maps
 
     def rest(self, maps: torch.Tensor) -> torch.Tensor:
-        """Features, float32 (batch, dim), of what `maps` gave. Can be differentiated twice: attention by the plain
-        kernel, for the fused ones have no second derivative; nor has anything compiled."""
+        """Features (batch, dim) of what `maps` gave. Can be differentiated twice: attention by the plain kernel, as the
+        fused ones have no second derivative, and the last block past what compiled it, which has none either."""
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        twice = sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager")
-        with precision.autocast(self.precision, maps.device), twice[0], twice[1]:
+        with precision.autocast(self.precision, maps.device), sdpa_kernel(SDPBackend.MATH):
             if self.transformer:
-                maps = self.model.norm(self.model.blocks[-1](maps))
-            return self.model.forward_head(maps, pre_logits=True).float()
+                maps = self.model.norm(self.model.blocks[-1]._call_impl(maps))
+            found = self.model.forward_head(maps, pre_logits=True)
+        return found if found.dtype == torch.float64 else found.float()
 
     @property
     def transformer(self) -> bool:
@@ -176,14 +176,22 @@ def _input_of(model: nn.Module, model_args: dict[str, Any], trained: bool = Fals
     return Input(**{name: config[name] for name in asdict(Input())})
 
 
+def _timm() -> Any:
+    """timm, which knows the CIFAR networks from here on."""
+    import timm
+
+    from cilkit import cifar_resnets  # noqa: F401
+
+    return timm
+
+
 def create(arch: str = DEFAULT_ARCH, seed: int = 0, model_args: dict[str, Any] | None = None) -> Backbone:
     """A backbone with random weights that depend on (arch, model_args, seed) alone.
 
     arch: a preset of `cilkit.architectures` ("" is DEFAULT_ARCH), over which `model_args` are laid, or a timm name.
     UserError for an unknown name or an argument that the model does not take.
     """
-    import timm
-
+    timm = _timm()
     arch, model_args = architectures.resolve(arch or DEFAULT_ARCH, model_args)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -198,8 +206,7 @@ def create(arch: str = DEFAULT_ARCH, seed: int = 0, model_args: dict[str, Any] |
 
 def _unknown(arch: str, error: Exception) -> str:
     """One sentence on a name that timm does not know, or on a weight tag that its architecture does not have."""
-    import timm
-
+    timm = _timm()
     name, _, tag = str(arch).partition(".")
     known = timm.list_pretrained(f"{name}.*") if timm.is_model(name) else timm.list_models()
     if timm.is_model(name) and (not tag or arch in known):
@@ -356,8 +363,7 @@ def _load_preset(spec: str, model_args: dict[str, Any] | None) -> Backbone:
 
 
 def _load_named(name: str, model_args: dict[str, Any] | None = None) -> Backbone:
-    import timm
-
+    timm = _timm()
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0, **(model_args or {}))
     except (RuntimeError, OSError, ValueError) as error:

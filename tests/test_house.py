@@ -15,7 +15,7 @@ GROUND = {"artifacts", "errors", "locks", "progress", "architectures", "phases"}
 SCIENCE = {"data", "realms", "synthesis", "backbones", "pretraining", "learners", "incremental", "metrics", "runs"}
 SCIENCE |= {"analysis", "probes", "plots", "plotstyle", "features", "attachments", "lookahead", "outputs", "results"}
 SCIENCE |= {"calibration", "foreign", "precision", "costs"}
-SCIENCE |= {"published", "fidelity", "twins"}
+SCIENCE |= {"published", "fidelity", "twins", "cifar_resnets"}
 
 
 def name_of(path: Path) -> str:
