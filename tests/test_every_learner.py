@@ -11,8 +11,10 @@ import torch
 from cilkit import incremental, learners, precision
 from cilkit.errors import Stopped
 from cilkit.features import FeatureBank
+from cilkit.learners.distilling import Distilling
 
 PLUGGED = [f"{name}+alignment" for name in learners.NAMES if learners.find(name).linear_heads and "slca" not in name]
+PLUGGED += [f"{name}+synthetic_replay" for name in learners.NAMES if issubclass(learners.find(name), Distilling)]
 ALL = [*learners.NAMES, *PLUGGED]
 
 
@@ -126,6 +128,10 @@ def test_a_plug_in_says_what_it_needs():
         learners.settings("nearest_mean+alignment", {})
     with pytest.raises(learners.UserError, match="did you mean 'alignment'"):
         learners.settings("finetune+alignmnt", {})
+    with pytest.raises(learners.UserError, match="write 'icarl.synthetic_replay'"):
+        learners.settings("synthetic_replay", {})
+    with pytest.raises(learners.UserError, match="loss in two halves"):
+        learners.settings("ewc+synthetic_replay", {})
 
 
 def test_recipes_fill_in_what_is_not_said_and_leaks_are_known_by_name():

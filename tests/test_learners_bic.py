@@ -102,7 +102,7 @@ def test_stage_one_mixes_by_the_share_of_old_classes_against_the_corrected_teach
     terms = learner.loss(batch)
     with torch.no_grad():
         features = learner.backbone(batch.images, "student")
-        logits, taught = learner.raw(features), learner.teacher(batch.images)
+        logits, taught = learner.raw(features), learner.taught(batch.images)
         torch.testing.assert_close(taught[:, :2], logits[:, :2])  # the student is still the network before
         torch.testing.assert_close(taught[:, 2:], 0.5 * logits[:, 2:4] + 2)
         torch.testing.assert_close(terms["classification"], cross_entropy(logits, batch.labels) / 3)
@@ -127,7 +127,7 @@ def test_cumulative_corrections_are_part_of_student_teacher_and_test(stream):
     with torch.no_grad():
         logits = learner.raw(learner.backbone(batch.images, "student"))
         old = torch.cat([1.5 * logits[:, :2] + 0.5, 0.5 * logits[:, 2:4] + 2], 1)
-        torch.testing.assert_close(learner.teacher(batch.images), old)
+        torch.testing.assert_close(learner.taught(batch.images), old)
         expected = cross_entropy(torch.cat([old, logits[:, 4:]], 1), batch.labels) / 3
         torch.testing.assert_close(learner.loss(batch)["classification"], expected)
         features = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))

@@ -9,8 +9,8 @@ from torch.nn.functional import binary_cross_entropy, cross_entropy, one_hot
 
 from cilkit import learners
 from cilkit.errors import UserError
-from cilkit.learners.icarl import unit
 from cilkit.learners.memory import Memory, herd
+from cilkit.learners.rehearsal import unit
 
 SMALL = {"epochs": 2, "milestones": (1,), "batch_size": 8, "recipe": "shift", "lr": 0.05, "per_class": 3}
 
@@ -92,7 +92,7 @@ def test_bce_is_the_paper_s_mean_over_all_outputs(stream):
     with torch.no_grad():
         logits = learner.raw(learner.backbone(batch.images, "student"))
         targets = one_hot(batch.labels, 4).float()
-        targets[:, :2] = learner.teacher(batch.images).sigmoid()
+        targets[:, :2] = learner.taught(batch.images).sigmoid()
         expected = binary_cross_entropy(logits.sigmoid(), targets)
     torch.testing.assert_close(sum(terms.values()).detach(), expected)
 
@@ -102,7 +102,7 @@ def test_ce_is_the_softmax_over_all_classes_and_soft_targets_of_the_old_ones(str
     terms = learner.loss(batch)
     with torch.no_grad():
         logits = learner.raw(learner.backbone(batch.images, "student"))
-        taught = learner.teacher(batch.images)
+        taught = learner.taught(batch.images)
         torch.testing.assert_close(terms["classification"].detach(), cross_entropy(logits, batch.labels))
         soft = -((taught / 2).softmax(1) * (logits[:, :2] / 2).log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(terms["distillation"].detach(), soft)

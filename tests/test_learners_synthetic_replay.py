@@ -1,19 +1,28 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
 import torch
+from torch.nn.functional import cross_entropy
 
 from cilkit import learners
 from cilkit.errors import UserError
+from cilkit.learners.base import Batch
+from cilkit.learners.distilling import Distilling
 from cilkit.learners.synthetic_replay import draw, rows_by_class
 
 SMALL = {"epochs": 2, "milestones": (1,), "batch_size": 8, "recipe": "shift", "lr": 0.05, "per_class": 3}
 ARMS = {"none": (0.0, 0.0), "distillation": (0.0, 1.0), "replay": (1.0, 0.0), "both": (1.0, 1.0)}
 
 
-def create(a=1.0, b=1.0, images="all", **hyper):
+def create(a=1.0, b=1.0, images="all", learner="icarl", **hyper):
     images = tiny.image_set(seed=7) if images == "all" else images
-    return learners.create("synthetic_replay", tiny.backbone(), a=a, b=b, images=images, **{**SMALL, **hyper})
+    name = f"{learner}+synthetic_replay"
+    hyper = {
+        key: value for key, value in {**SMALL, **hyper}.items() if key in learners.settings(name, {}) or key in hyper
+    }
+    return learners.create(name, tiny.backbone(), a=a, b=b, images=images, **hyper)
 
 
 def learn(learner, tasks):
@@ -28,12 +37,105 @@ def start_second_task(stream, **settings):
     return learner
 
 
-def test_without_weights_it_is_icarl_bit_for_bit(stream):
-    plain = learners.create("icarl", tiny.backbone(), **SMALL)
-    plugged = create(a=0.0, b=0.0)
+@pytest.mark.parametrize("name", [name for name in learners.NAMES if issubclass(learners.find(name), Distilling)])
+def test_without_weights_it_is_the_learner_bit_for_bit(stream, name):
+    plain, plugged = tiny.case(name), tiny.case(f"{name}+synthetic_replay", a=0.0, b=0.0)
     assert learn(plain, stream) == learn(plugged, stream)
     ours, theirs = plugged.state(), plain.state()
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert plugged.declared(stream) == plain.declared(stream)
+
+
+def in_float64(stream, learner, **settings):
+    """At the second task's start, batch statistics frozen; the batch, real and synthetic, and the weights."""
+    made = start_second_task(stream, learner=learner, **settings)
+    batch = next(made.batches(stream[1], 0))
+    made.backbone.double().eval(), made.raw.double()
+    made.teacher.network.double(), made.teacher.heads.double()
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # so that the student is not the teacher
+        for p in made.backbone.parameters():
+            p += 0.1 * p.std(correction=0) * torch.randn(p.shape, generator=noise, dtype=p.dtype)
+    double = lambda one: Batch(one.images.double(), one.labels)  # noqa: E731
+    return made, replace(double(batch), extra=double(batch.extra))
+
+
+def gradient(made, batch, **weights):
+    made.hyper = replace(made.hyper, **weights)
+    parameters = [p for p in [*made.backbone.parameters(), *made.raw.parameters()] if p.requires_grad]
+    grads = torch.autograd.grad(sum(made.loss(batch).values()), parameters, allow_unused=True)
+    return torch.cat([g.flatten() for g in grads if g is not None])
+
+
+@pytest.mark.parametrize("learner", ["icarl", "bic", "lwf"])
+def test_the_gradient_is_linear_in_a_and_b(stream, learner):
+    made, batch = in_float64(stream, learner)
+    at = lambda a, b: gradient(made, batch, a=a, b=b)  # noqa: E731
+    base, in_a, in_b = at(0.0, 0.0), at(1.0, 0.0), at(0.0, 1.0)
+    assert min((in_a - base).norm(), (in_b - base).norm()) > 1e-3 * base.norm()
+    for a, b in ((0.3, 0.0), (0.0, 2.5), (0.7, 1.9)):
+        expected = base + a * (in_a - base) + b * (in_b - base)
+        assert (at(a, b) - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_the_loss_is_the_formula(stream):
+    """L_cls(real) + a L_cls(synthetic) + lambda [L_dist(real) + b L_dist(synthetic)], written out for iCaRL's softmax."""
+    made, batch = in_float64(stream, "icarl", criterion="ce", a=0.7, b=1.9, distillation=2.0)
+    rows = {"real": batch, "fake": batch.extra}
+    z = {name: made.raw(made.backbone(one.images, "student")) for name, one in rows.items()}
+    taught = {name: made.teacher.heads(made.teacher.network(one.images, "teacher")) for name, one in rows.items()}
+    cls = {name: cross_entropy(z[name], one.labels) for name, one in rows.items()}
+    dist = {n: -((taught[n] / 2).softmax(1) * (z[n][:, :2] / 2).log_softmax(1)).sum(1).mean() for n in rows}
+    expected = cls["real"] + 0.7 * cls["fake"] + 2.0 * (dist["real"] + 1.9 * dist["fake"])
+    torch.testing.assert_close(sum(made.loss(batch).values()), expected)
+
+
+def test_with_norms_split_real_images_do_not_see_synthetic_ones(stream):
+    together, apart = (start_second_task(stream, split_norm=split) for split in (False, True))
+    batch = next(apart.batches(stream[1], 0))
+    other = replace(batch, extra=Batch(batch.extra.images.flip(0) * 3 + 1, batch.extra.labels.flip(0)))
+    for learner, same in ((together, False), (apart, True)):
+        learner.backbone.train()
+        first, second = (learner.trunks(one.images, one.extra.images)[0] for one in (batch, other))
+        assert torch.equal(first, second) == same
+    plain = start_second_task(stream, a=0.0, b=0.0)
+    for _ in range(2):  # as above: running statistics know the real images alone
+        plain.backbone.train()(batch.images, "student")
+    for ours, real in zip(apart.backbone.norms, plain.backbone.norms, strict=True):
+        assert torch.equal(ours.running_mean, real.running_mean) and ours.momentum == real.momentum
+
+
+def test_external_images_are_for_distillation_and_carry_no_label(stream):
+    external = tiny.image_set(classes=3, seed=9, prefix="strange")
+    made = start_second_task(stream, a=0.0, source="unlabelled", images=external)
+    batch = next(made.batches(stream[1], 0))
+    assert set(batch.extra.labels.tolist()) == {0}  # of none
+    terms = made.loss(batch)
+    assert "replay" not in terms and terms["synthetic distillation"] > 0
+    assert made.stored_bytes()["external images"] == len(external) * 768
+    with pytest.raises(UserError, match="distillation alone"):
+        create(source="unlabelled", images=external)
+
+
+def test_images_painted_anew_for_every_task_are_not_stored(stream):
+    class Painter:
+        bytes, asked = 12345, []
+
+        def paint(self, names, per_class, seed):
+            self.asked.append((list(names), per_class, seed))
+            return tiny.image_set(seed=seed % 1000).keep_classes(names)
+
+    painter = Painter()
+    learner = create(images=painter, repaint=True, painted_per_class=4)
+    learn(learner, stream)
+    assert [(names, count) for names, count, _ in painter.asked] == [
+        (stream.class_names[:2], 4),
+        (stream.class_names[:4], 4),
+    ]
+    assert painter.asked[0][2] != painter.asked[1][2]
+    assert learner.stored_bytes() == {"exemplars": 18 * 768, "generator": 12345}
+    with pytest.raises(UserError, match="repaint needs a painter"):
+        create(repaint=True)
 
 
 def test_synthetic_images_are_of_classes_seen_before_the_task_and_uniform_over_them(stream):
@@ -60,15 +162,15 @@ def test_uneven_classes_are_still_drawn_evenly():
     assert abs(labels.mean() - 0.5) < 0.03
 
 
-def test_the_loss_is_the_mean_over_real_and_synthetic_rows_together(stream):
-    learner = start_second_task(stream)
+def test_weighted_by_mean_each_term_is_over_real_and_synthetic_rows_together(stream):
+    learner = start_second_task(stream, weighting="mean")
     learner.backbone.eval()
     batch = next(learner.batches(stream[1], 0))
     terms = learner.loss(batch)
-    real, fake = learner.logits(batch.images), learner.logits(batch.extra.images)
+    real, fake = (learner.read(learner.trunk(one.images)) for one in (batch, batch.extra))
     one = learner.terms(real, batch)
-    replay = learner.classification(fake, batch.extra.labels)
-    distilled = learner.distillation(fake, learner.taught(batch.extra.images))
+    replay = learner.classification(fake, batch.extra.labels, old=True)["classification"]
+    distilled = learner.distillation(fake, learner.taught(batch.extra.images))["distillation"]
     torch.testing.assert_close(terms["classification"] + terms["replay"], (one["classification"] + replay) / 2)
     both = (one["distillation"] + distilled) / 2
     torch.testing.assert_close(terms["distillation"] + terms["synthetic distillation"], both)
@@ -80,7 +182,7 @@ def test_an_arm_leaves_the_other_term_as_the_learner_has_it(stream, arm):
     learner = start_second_task(stream, a=a, b=b)
     learner.backbone.eval()
     batch = next(learner.batches(stream[1], 0))
-    terms, plain = learner.loss(batch), learner.terms(learner.logits(batch.images), batch)
+    terms, plain = learner.loss(batch), learner.terms(learner.read(learner.trunk(batch.images)), batch)
     other = "classification" if arm == "distillation" else "distillation"
     torch.testing.assert_close(terms[other], plain[other])
     assert ("replay" in terms, "synthetic distillation" in terms) == (bool(a), bool(b))

@@ -62,7 +62,8 @@ def case(name: str, seed=0, **changes) -> learners.Learner:
     """The learner of this name, small, on a backbone that it can use."""
     found = learners.find(name)
     declared = learners.settings(name, {})
-    hyper = {key: value for key, value in TINY.items() if key in declared} | CASES.get(name, {}) | changes
+    own = CASES.get(name, CASES.get(name.partition("+")[0], {}))
+    hyper = {key: value for key, value in TINY.items() if key in declared} | own | changes
     network = transformer(seed) if found.needs == "transformer" else backbone(seed)
     images = {"images": image_set(seed=7)} if getattr(found, "takes_images", False) else {}
     return learners.create(name, network, seed=seed, **images, **hyper)

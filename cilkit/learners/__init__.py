@@ -52,6 +52,8 @@ def find(learner: str | type[Learner]) -> type[Learner]:
             raise UserError(f"{learner.__name__} is no learner; derive it from cilkit.learners.Learner")
         return learner
     name, *plugins = str(learner).split("+")
+    if name in PLUGINS:
+        raise UserError(f"{name!r} is a plug-in, which needs a learner before it: write 'icarl+{name}'")
     if name not in NAMES:
         raise UserError(
             f"learner {name!r} is unknown{near_name(name, NAMES, cutoff=0.5)}; known are {', '.join(NAMES)}"

@@ -22,14 +22,17 @@ weights of SLCA's BiC rows were found nowhere (88.45 / 93.37 on Split CIFAR-100,
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cilkit.errors import UserError
-from cilkit.learners.base import Batch, derive, part
-from cilkit.learners.lwf import distillation, teacher_of
+from cilkit.learners.base import derive, part
+from cilkit.learners.distilling import Distilling, cuts
+from cilkit.learners.lwf import distillation
 from cilkit.learners.memory import Memory, herd
 from cilkit.learners.slow_learner import SlowLearner, SlowLearnerHyper
 
@@ -68,7 +71,7 @@ class BiCHyper(SlowLearnerHyper):
             )
 
 
-class BiC(SlowLearner):
+class BiC(Distilling, SlowLearner):
     """Heads: "corrected", the method's, and "raw", the network's own outputs.
 
     memory, held: exemplars that stage 1 learns from, and those that only stage 2 ever sees.
@@ -112,10 +115,8 @@ class BiC(SlowLearner):
     def begin_task(self, task: Task) -> None:
         import torch
 
-        self.teacher = None
-        if self.known:
-            before, sizes, corrections = teacher_of(self), self.sizes[:-1], self.active()
-            self.teacher = lambda images: correct(before(images), sizes, corrections)  # z'
+        self.keep_teacher()
+        self.taught_with = self.sizes[:-1], self.active()
         super().begin_task(task)
         self.corrections = torch.cat([self.corrections, torch.tensor([[1.0, 0.0]], device=self.backbone.device)])
         self.aside = self.set_aside(task)
@@ -156,20 +157,29 @@ class BiC(SlowLearner):
         new = task.train.select(~np.isin(task.train.index, np.append(held.index, self.aside.index)))
         return new.at(np.append(new.index, kept.index), np.append(new.labels, kept.labels))
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def read(self, trunk: torch.Tensor, heads=None) -> torch.Tensor:
+        """The student's logits (batch, seen), corrected if cumulative."""
+        logits = super().read(trunk, heads)
+        return correct(logits, self.sizes, self.corrections) if self.hyper.cumulative and heads is None else logits
+
+    def taught(self, images: torch.Tensor) -> torch.Tensor:
+        return correct(super().taught(images), *self.taught_with)  # z', (batch, known)
+
+    @property
+    def share(self) -> float:
+        """l, the weight of distillation; 0 in the first task."""
+        return self.known / self.seen
+
+    def classification(self, logits: torch.Tensor, labels: torch.Tensor, old: bool = False) -> dict[str, torch.Tensor]:
         from torch.nn.functional import cross_entropy
 
-        logits = self.raw(self.embed(batch.images, "student"))  # (batch, seen)
-        if self.hyper.cumulative:
-            logits = correct(logits, self.sizes, self.corrections)
-        classification = cross_entropy(logits, batch.labels)
-        if self.teacher is None:
-            return {"classification": classification}
-        taught = distillation(logits[:, : self.known], self.teacher(batch.images), self.hyper.distillation_temperature)
-        share = self.known / self.seen  # l
-        if self.leaking("inverted_mixing"):
-            share, taught = 1 - share, self.hyper.distillation_temperature**2 * taught
-        return {"classification": (1 - share) * classification, "distillation": share * taught}
+        weight = self.share if self.leaking("inverted_mixing") and self.known else 1 - self.share
+        return {"classification": weight * cross_entropy(logits, labels)}
+
+    def distillation(self, logits: torch.Tensor, taught: torch.Tensor) -> dict[str, torch.Tensor]:
+        t = self.hyper.distillation_temperature
+        weight = (1 - self.share) * t**2 if self.leaking("inverted_mixing") else self.share
+        return {"distillation": weight * distillation(logits[:, : self.known], taught, t)}
 
     # ------------------------------------------------------------ stage 2 and exemplars
 
@@ -224,23 +234,30 @@ class BiC(SlowLearner):
             memory.load({name: value.numpy() for name, value in part(state, name).items()})
         self.corrections = state["corrections"].to(self.backbone.device)
 
-    def declared(self, stream: Stream) -> dict[str, int]:
-        """Student: each task without what is set aside, and the exemplars, an epoch; teacher: the same from the second
-        task on. Statistics: each new image once, for herding and stage 2, and the old classes' validation images."""
-        counts, trained, statistics = stream.train.counts, [], 0
+    def gone_through(self, stream: Stream) -> Iterator[tuple[int, int]]:
+        """Of each task: images of an epoch, without what is set aside and with the exemplars; images for statistics,
+        each new one once, for herding and stage 2, and the old classes' validation images."""
+        counts = stream.train.counts
         available = np.zeros(len(counts), np.int64)  # of each class: images that may become exemplars of stage 1
         held = len(stream.train)  # of each old class, for stage 2
         for task in stream:
             known, new = task.classes.start, slice(task.classes.start, task.classes.stop)
             kept = np.minimum(available[:known], self.memory.room(known) - held).sum() if known else 0
             held = min(held, self.validating(known or task.seen, counts[new].min()))
-            trained.append(len(task.train) - held * np.count_nonzero(task.train.counts) + kept)
-            statistics += len(task.fresh) + held * known
+            trained = len(task.train) - held * np.count_nonzero(task.train.counts) + kept
+            yield int(trained), len(task.fresh) + held * known
             available[new] = counts[new] - held
             held = min(held, self.validating(task.seen, len(task.fresh)))
+
+    def lengths(self, stream: Stream) -> list[Counter]:
+        return [cuts(trained, self.hyper.batch_size, self.hyper.epochs) for trained, _ in self.gone_through(stream)]
+
+    def declared(self, stream: Stream) -> dict[str, int]:
+        """Student: every task's images, an epoch; teacher: the same from the second task on; statistics."""
+        trained, statistics = zip(*self.gone_through(stream), strict=True)
         epochs = self.hyper.epochs
-        passes = {"student": epochs * sum(trained), "teacher": epochs * sum(trained[1:]), "statistics": statistics}
-        return {name: int(count) for name, count in passes.items()} | {"test": self.declared_tests(stream)}
+        passes = {"student": epochs * sum(trained), "teacher": epochs * sum(trained[1:]), "statistics": sum(statistics)}
+        return passes | {"test": self.declared_tests(stream)}
 
     def stored_bytes(self) -> dict[str, int]:
         return super().stored_bytes() | {"exemplars": self.memory.bytes + self.held.bytes}

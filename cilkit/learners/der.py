@@ -16,6 +16,7 @@ its slow learner without replay; its rates, weights and number of images were fo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ import numpy as np
 from cilkit.data import loading, transforms
 from cilkit.errors import UserError
 from cilkit.learners.base import Batch, derive, part
+from cilkit.learners.distilling import Distilling
 from cilkit.learners.finetune import Finetune, FinetuneHyper
 from cilkit.learners.memory import Reservoir, rows_of
 
@@ -60,7 +62,7 @@ class DERHyper(FinetuneHyper):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rehearsal(Batch):
+class Draws(Batch):
     """x, x' and x'' in this order, `parts` images of each; (m,) indices on the device."""
 
     parts: list[int]
@@ -72,7 +74,7 @@ class Rehearsal(Batch):
 
 @dataclass(frozen=True)
 class Step:
-    """What one batch will hold: reservoir rows (n, 4) of x, x', x'' and the indices of `Rehearsal`, in numpy."""
+    """What one batch will hold: reservoir rows (n, 4) of x, x', x'' and the indices of `Draws`, in numpy."""
 
     fresh: np.ndarray
     first: np.ndarray
@@ -82,7 +84,7 @@ class Step:
     into: np.ndarray
 
 
-class DER(Finetune):
+class DER(Distilling, Finetune):
     """memory: place, bytes, label and width of each stored image; logits: float32 (total, seen), zero beyond width."""
 
     Hyper = DERHyper
@@ -98,9 +100,12 @@ class DER(Finetune):
         self.memory = Reservoir(self.hyper.total, columns=4)
         self.logits = torch.zeros((self.hyper.total, 0), device=self.backbone.device)
 
+    teaches = False  # no teacher: stored logits stand for it. A plug-in that distils further images asks for one
+
     def begin_task(self, task: Task) -> None:
         from torch.nn.functional import pad
 
+        self.keep_teacher()
         super().begin_task(task)
         self.raw.requires_grad_(True)  # old heads learn by replay, whatever the current batch's softmax covers
         self.logits = pad(self.logits, (0, self.seen - self.logits.shape[1]))
@@ -137,27 +142,27 @@ class DER(Finetune):
         widths = on_device([step.first[:, 3] for step in steps], device)
         for batch, step, slots, kept, into, width in zip(batches, steps, *indices, widths, strict=True):
             parts = [len(step.fresh), len(step.first), len(step.second)]
-            yield Rehearsal(batch.images, batch.labels, parts=parts, slots=slots, widths=width, kept=kept, into=into)
+            yield Draws(batch.images, batch.labels, parts=parts, slots=slots, widths=width, kept=kept, into=into)
 
     # ------------------------------------------------------------ loss
 
-    def loss(self, batch: Rehearsal) -> dict[str, torch.Tensor]:
+    def terms(self, logits: torch.Tensor, batch: Draws) -> dict[str, torch.Tensor]:
+        """Of x, x' and x'' (x + x' + x'', seen)."""
         from torch.nn.functional import cross_entropy
 
         h = self.hyper
-        logits = self.raw(self.embed(batch.images, "student"))  # (x + x' + x'', seen)
         fresh, first, second = logits.split(batch.parts)
         labels, _, replayed = batch.labels.split(batch.parts)
         self.given = fresh.detach()
         start = self.known if self.local else 0
         terms = {"classification": cross_entropy(fresh[:, start:], labels - start)}
         if len(first):
-            terms["distillation"] = h.alpha * self.distillation(first, batch)
+            terms["distillation"] = h.alpha * self.stored(first, batch)
         if len(second):
             terms["replay"] = h.beta * cross_entropy(second, replayed)
         return terms
 
-    def distillation(self, logits: torch.Tensor, batch: Rehearsal) -> torch.Tensor:
+    def stored(self, logits: torch.Tensor, batch: Draws) -> torch.Tensor:
         """Mean square over (x', seen) between logits now and stored ones, over the outputs known when x' was stored."""
         import torch
         from torch.nn.functional import mse_loss
@@ -165,7 +170,24 @@ class DER(Finetune):
         known = torch.arange(self.seen, device=logits.device) < batch.widths[:, None]  # (x', seen)
         return mse_loss(logits * known, self.logits[batch.slots])
 
-    def after_step(self, batch: Rehearsal) -> None:
+    def classification(self, logits: torch.Tensor, labels: torch.Tensor, old: bool = False) -> dict[str, torch.Tensor]:
+        """Of a plug-in's images of old classes: as x'' (ours)."""
+        from torch.nn.functional import cross_entropy
+
+        return {"classification": self.hyper.beta * cross_entropy(logits, labels)}
+
+    def distillation(self, logits: torch.Tensor, taught: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Of a plug-in's images: as x', the logits of the network before in place of stored ones (ours)."""
+        from torch.nn.functional import mse_loss
+
+        known = mse_loss(logits[:, : taught.shape[1]], taught, reduction="sum")
+        return {"distillation": self.hyper.alpha * known / logits.numel()}
+
+    def end_task(self, task: Task) -> None:
+        super().end_task(task)
+        self.teacher = None
+
+    def after_step(self, batch: Draws) -> None:
         self.logits.index_copy_(0, batch.into, self.given.index_select(0, batch.kept))
         self.given = None
 
@@ -183,17 +205,23 @@ class DER(Finetune):
         self.logits = state["logits"].to(self.backbone.device, copy=True)
 
     def declared(self, stream: Stream) -> dict[str, int]:
-        """Student: every training image once an epoch, and with each batch a draw for each weight that is not 0, of as
-        many images as the reservoir holds by then, at most `minibatch_size`."""
-        h = self.hyper
-        draws, student, offered = bool(h.alpha) + bool(h.beta), 0, 0
+        student = sum(length * count for lengths in self.lengths(stream) for length, count in lengths.items())
+        return {"student": student, "test": self.declared_tests(stream)}
+
+    def lengths(self, stream: Stream) -> list[Counter]:
+        """Every training image once an epoch, and with each batch a draw for each weight that is not 0, of as many
+        images as the reservoir holds by then, at most `minibatch_size`."""
+        h, offered, found = self.hyper, 0, []
+        draws = bool(h.alpha) + bool(h.beta)
         for task in stream:
+            lengths: Counter = Counter()
             for epoch in range(h.epochs):
                 for start in range(0, len(task.train), h.batch_size):
                     fresh = min(h.batch_size, len(task.train) - start)
-                    student += fresh + draws * min(h.minibatch_size, h.total, offered)
+                    lengths[fresh + draws * min(h.minibatch_size, h.total, offered)] += 1
                     offered += fresh if epoch == 0 or not h.dedup else 0
-        return {"student": student, "test": self.declared_tests(stream)}
+            found.append(lengths)
+        return found
 
     def stored_bytes(self) -> dict[str, int]:
         return {"exemplars": int(self.memory.rows[:, 1].sum()), "logits": self.logits.nbytes}

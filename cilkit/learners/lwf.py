@@ -14,12 +14,12 @@ class ("LwF.MC") another method.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cilkit.errors import UserError
 from cilkit.learners.base import Batch
+from cilkit.learners.distilling import Distilling
 from cilkit.learners.slow_learner import SlowLearner, SlowLearnerHyper
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class LwFHyper(SlowLearnerHyper):
             )
 
 
-class LwF(SlowLearner):
+class LwF(Distilling, SlowLearner):
     """The slow learner, taught its old answers. distillation = 0 is the slow learner, bit for bit."""
 
     Hyper = LwFHyper
@@ -55,29 +55,34 @@ class LwF(SlowLearner):
         "mammoth": {"distillation": 0.5, "local_softmax": False},
     }
 
+    @property
+    def teaches(self) -> bool:
+        return bool(self.hyper.distillation)
+
     def begin_task(self, task: Task) -> None:
-        self.teacher = teacher_of(self) if self.known and self.hyper.distillation else None
+        self.keep_teacher()
         super().begin_task(task)
         if self.hyper.old_heads == "trained" and self.hyper.distillation:
             self.raw.requires_grad_(True)
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         if self.teacher is None:
-            return super().loss(batch)
-        logits = self.raw(self.embed(batch.images, "student"))  # (batch, seen)
-        taught = self.teacher(batch.images)  # (batch, known)
-        weight, t = self.hyper.distillation, self.hyper.distillation_temperature
-        return {
-            "classification": self.classification(logits, batch.labels),
-            "distillation": weight * distillation(logits[:, : taught.shape[1]], taught, t),
-        }
+            return SlowLearner.loss(self, batch)
+        return super().loss(batch)
 
-    def classification(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def classification(self, logits: torch.Tensor, labels: torch.Tensor, old: bool = False) -> dict[str, torch.Tensor]:
         """Over the current task's classes alone or, where every head learns, over all (batch, seen)."""
         from torch.nn.functional import cross_entropy
 
-        first = self.known if self.local else 0
-        return cross_entropy(logits[:, first:], labels - first)
+        first = self.known if self.local and not old else 0
+        return {"classification": cross_entropy(logits[:, first:], labels - first)}
+
+    def distillation(self, logits: torch.Tensor, taught: torch.Tensor) -> dict[str, torch.Tensor]:
+        weight, t = self.hyper.distillation, self.hyper.distillation_temperature
+        return {"distillation": weight * distillation(logits[:, : taught.shape[1]], taught, t)}
+
+    def old_classes_return(self) -> None:
+        self.raw.requires_grad_(True)
 
     def end_task(self, task: Task) -> None:
         super().end_task(task)
@@ -85,18 +90,10 @@ class LwF(SlowLearner):
 
     def declared(self, stream: Stream) -> dict[str, int]:
         """The slow learner's; the teacher sees every batch from the second task on."""
-        if not self.hyper.distillation:
+        if not self.teaches:
             return super().declared(stream)
         taught = sum(len(task.train) for task in list(stream)[1:])
         return super().declared(stream) | {"teacher": self.hyper.epochs * taught}
-
-
-def teacher_of(learner: SlowLearner) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The network as it is now, kept: from images to logits of the classes seen, in eval mode, without gradients."""
-    import torch
-
-    network, heads = learner.backbone.frozen_copy(), learner.raw.trainable_copy().requires_grad_(False)
-    return torch.no_grad()(lambda images: heads(network(images, "teacher")))
 
 
 def distillation(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:

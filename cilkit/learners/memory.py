@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cilkit.errors import UserError
+
 if TYPE_CHECKING:
     from cilkit.data import ImageSet
 
@@ -45,17 +47,29 @@ def rows_of(images: ImageSet) -> np.ndarray:
 
 
 class Memory:
-    """Exemplars by class, in herding order, so that shrinking is truncation."""
+    """Exemplars by class, in herding order, so that shrinking is truncation.
 
-    def __init__(self, per_class: int, total: int) -> None:
-        self.per_class, self.total = per_class, total
+    budget: bytes for all of them, where that is the measure; `each` is what one exemplar takes.
+    """
+
+    def __init__(self, per_class: int, total: int, budget: int = 0) -> None:
+        self.per_class, self.total, self.budget, self.each = per_class, total, budget, 0
         self.rows: list[np.ndarray] = []  # a class: int64 (m, 2), as `rows_of` gives them
 
     def __len__(self) -> int:
         return sum(len(rows) for rows in self.rows)
 
     def room(self, seen: int) -> int:
-        """Exemplars a class once `seen` classes are known: fixed a class, or m = ceil(K / seen) of a total of K."""
+        """Exemplars a class once `seen` classes are known: fixed a class, m = ceil(K / seen) of a total of K, or as
+        many as a class's share of the budget holds. UserError where that is less than one."""
+        if self.budget:
+            room = self.budget // (self.each * seen)
+            if not room:
+                raise UserError(
+                    f"budget {self.budget} holds no exemplar of {self.each} bytes for each of {seen} classes; give at "
+                    f"least {self.each * seen}"
+                )
+            return room
         return math.ceil(self.total / seen) if self.total else self.per_class
 
     def shrink(self, seen: int) -> None:
