@@ -90,7 +90,7 @@ class Backbone(nn.Module):
     def maps(self, images: torch.Tensor, kind: str) -> torch.Tensor:
         """`forward` up to its last part, which `rest` is: the last maps (batch, channels, h, w) of a convolutional
         network, or the tokens (batch, tokens, width) that enter the last block of timm's VisionTransformer."""
-        self.forwarded[kind] += len(images)
+        self._count(images, kind)
         with precision.autocast(self.precision, images.device):
             if self.transformer:
                 tokens = self.model.patch_drop(self.model._pos_embed(self.model.patch_embed(images)))
@@ -113,6 +113,25 @@ class Backbone(nn.Module):
                 maps = self.model.norm(self.model.blocks[-1]._call_impl(maps))
             found = self.model.forward_head(maps, pre_logits=True)
         return found if found.dtype == torch.float64 else found.float()
+
+    def stages(self, images: torch.Tensor, kind: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """`forward`'s features (batch, dim) and, of the same pass, the maps (batch, channels, h, w) after every stage
+        of a convolutional network, first stage first. Never compiled: the maps lie inside."""
+        infos = enumerate(getattr(self.model, "feature_info", []))
+        chosen = [place for place, info in infos if not info["module"].startswith(STEMS)]
+        if self.blocks or not chosen or not hasattr(self.model, "forward_intermediates"):
+            raise UserError(f"{self.arch!r} gives no maps by stage; take a convolutional network, such as small_resnet")
+        self._count(images, kind)
+        with precision.autocast(self.precision, images.device):
+            last, maps = self.model.forward_intermediates(images, indices=chosen)
+            features = self.model.forward_head(last)
+        kept = torch.promote_types(features.dtype, torch.float32)
+        return features.to(kept), [one.to(kept) for one in maps]
+
+    def _count(self, images: torch.Tensor, kind: str) -> None:
+        if kind not in KINDS:
+            raise UserError(f"{kind!r} is no kind of forward pass; one of {', '.join(KINDS)}")
+        self.forwarded[kind] += len(images)
 
     @property
     def transformer(self) -> bool:
