@@ -25,7 +25,7 @@ from cilkit.synthesis import glyphs
 # Learner -> parameters that change what is forwarded.
 ARMS = {
     "slca": [{"slow_rate": 0.0}, {"align_epochs": 0}],
-    "synthetic_replay": [{"a": 0.0}, {"b": 0.0}],
+    "icarl+synthetic_replay": [{"a": 0.0}, {"b": 0.0}],
     "ewc": [{"penalty": 0.0}, {"fisher": "batch"}, {"fisher_images": 7}],
     "bic": [{"cumulative": True}],
     "der": [{"alpha": 0.0}, {"beta": 0.0}, {"dedup": True}],

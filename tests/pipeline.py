@@ -15,7 +15,7 @@ def main() -> None:
     for images in (painted, rendered):
         backbone = cilkit.pretrain(images, **ARCH, epochs=3, batch_size=32)
         run = cilkit.run("slca", stream[:3], backbone=backbone, epochs=2, align_epochs=2)
-    cilkit.run("synthetic_replay", stream[:3], backbone=backbone, images=painted, epochs=1, per_class=5)
+    cilkit.run("icarl+synthetic_replay", stream[:3], backbone=backbone, images=painted, epochs=1, per_class=5)
     print(run.artifact.digest)
 
 

@@ -18,12 +18,12 @@ LEARNERS = {
     "slca": SMALL,
     "nearest_mean": {},
     "icarl": {**SMALL, "total": 10},
-    "synthetic_replay": {**SMALL, "per_class": 3, "ratio": 0.6, "a": 0.0},
+    "icarl+synthetic_replay": {**SMALL, "per_class": 3, "ratio": 0.6, "a": 0.0},
 }
 
 
 def create(name, seed=0, **hyper):
-    images = {"images": tiny.image_set(seed=7)} if name == "synthetic_replay" else {}
+    images = {"images": tiny.image_set(seed=7)} if "synthetic_replay" in name else {}
     return learners.create(name, tiny.backbone(seed), seed=seed, **images, **{**LEARNERS[name], **hyper})
 
 

@@ -79,7 +79,7 @@ def test_the_gradient_is_linear_in_a_and_b(stream, learner):
 
 
 def test_the_loss_is_the_formula(stream):
-    """L_cls(real) + a L_cls(synthetic) + lambda [L_dist(real) + b L_dist(synthetic)], written out for iCaRL's softmax."""
+    """L_cls(real) + a L_cls(synthetic) + lambda [L_dist(real) + b L_dist(synthetic)], for iCaRL's softmax."""
     made, batch = in_float64(stream, "icarl", criterion="ce", a=0.7, b=1.9, distillation=2.0)
     rows = {"real": batch, "fake": batch.extra}
     z = {name: made.raw(made.backbone(one.images, "student")) for name, one in rows.items()}
