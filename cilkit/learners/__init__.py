@@ -29,6 +29,7 @@ __all__ = [
     "leaks_of",
     "recipes_of",
     "settings",
+    "takes_images",
 ]
 
 
@@ -102,6 +103,11 @@ def recipes_of(learner: str | type[Learner]) -> dict[str, dict[str, Any]]:
     return recipes
 
 
+def takes_images(learner: str | type[Learner]) -> bool:
+    """Whether the learner, or a plug-in of it, shows images beside the stream's."""
+    return getattr(find(learner), "takes_images", False)
+
+
 def settings(learner: str | type[Learner], hyper: dict[str, Any]) -> dict[str, Any]:
     """The learner's parameters, complete and checked, without importing torch. UserError for an unknown one."""
     return dataclasses.asdict(find(learner).Hyper(**_checked(learner, hyper)))
@@ -127,7 +133,7 @@ def create(
         "seed_data": seed if seed_data is None else seed_data,
     }
     made = find(learner)
-    if images and not getattr(made, "takes_images", False):
+    if images and not takes_images(learner):
         raise UserError(f"{made.__name__} replays no synthetic images; leave `images` out")
     return made(backbone, **seeds, **images, **_checked(learner, hyper))
 

@@ -189,15 +189,36 @@ def learn(
 
 
 @verb_of("05_generative_replay")
-def compare(learner: str, arms: dict[str, dict], images: Any = None, **settings: Any) -> dict[str, Any]:
-    """One learner in several arms on one stream: arm -> `Run`. The verb of notebook 05 and its parameter files.
+def compare(learner: str, arms: dict[str, dict], settings: dict | None = None, **shared: Any) -> dict[str, Any]:
+    """A learner in several arms on one stream: arm -> `Run`. The verb of notebook 05 and its parameter files.
 
-    arms:     what distinguishes them, e.g. {"none": {"replay_weight": 0.0}, "replay": {"replay_weight": 1.0}}.
-    settings: of `stream`, of `run`, and of the learner.
+    arms:     what distinguishes them, e.g. {"none": {"a": 0.0, "b": 0.0}, "both": {}}: parameters of the learner, of
+              `run` (images, backbone, arch …), or another "learner" altogether.
+    settings: further parameters of `learner`.
+    shared:   of `stream`, of `run`, and for every learner that declares it; a name that no arm's learner knows is
+              refused.
     """
-    for_stream, settings = _taken_by(stream, settings)
-    on = stream(**for_stream)
-    return {arm: run(learner, on, images=images, **(settings | changes)) for arm, changes in arms.items()}
+    from cilkit import learners as known
+
+    for_stream, shared = _taken_by(stream, shared)
+    on, names = stream(**for_stream), {arm: changes.get("learner", learner) for arm, changes in arms.items()}
+    of_run, hyper = _taken_by(run, shared)
+    declared = {name: known.settings(name, {}).keys() for name in {learner, *names.values()}}
+    words = set().union(*declared.values())
+    for name in hyper:
+        if name not in words:
+            raise UserError(f"no learner of these arms has a parameter {name!r}{near_name(name, words)}; leave it out")
+
+    def of(arm: str) -> dict[str, Any]:
+        own = {key: value for key, value in hyper.items() if key in declared[names[arm]]}
+        own |= (settings or {}) if names[arm] == learner else {}
+        given = of_run | own | {key: value for key, value in arms[arm].items() if key != "learner"}
+        return given if known.takes_images(names[arm]) else {k: v for k, v in given.items() if k != "images"}
+
+    given = {arm: of(arm) for arm in arms}
+    for arm, values in given.items():  # all are checked before the first is run
+        known.settings(names[arm], _taken_by(run, values)[1])
+    return {arm: run(names[arm], on, **values) for arm, values in given.items()}
 
 
 def _taken_by(verb, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
