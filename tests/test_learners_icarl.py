@@ -30,14 +30,30 @@ def herd_slowly(features, count):
             chosen.append(best)
         w = [a + m - b for a, m, b in zip(w, mean, features[best], strict=True)]
         tries += 1
-    return chosen
+    return chosen, tries
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_herding_equals_the_slow_reference(seed):
     features = unit(np.random.default_rng(seed).normal(size=(30, 5)) + 1)
-    assert herd(features, 12).tolist() == herd_slowly(features.tolist(), 12)
+    assert herd(features, 12).tolist() == herd_slowly(features.tolist(), 12)[0]
     assert herd(features, 12)[:5].tolist() == herd(features, 5).tolist()  # a rank: shrinking is truncation
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_whole_rank_equals_the_slow_reference_which_picks_some_again(seed):
+    features = unit(np.random.default_rng(seed).normal(size=(25, 4)) + 1)
+    slow, tries = herd_slowly(features.tolist(), 25)
+    assert tries > len(slow) == 25 and herd(features, 25).tolist() == slow
+
+
+def test_after_a_thousand_tries_the_rest_follows_in_its_own_order():
+    features = unit(np.random.default_rng(0).normal(size=(12, 3)) * 0.1 + 1)
+    features[[3, 7]] = 0.01  # near nothing: never picked
+    slow, tries = herd_slowly(features.tolist(), 12)
+    assert tries == 1000 and len(slow) < 12
+    rest = [i for i in range(12) if i not in slow]
+    assert herd(features, 12).tolist() == slow + rest and herd(features, 11).tolist() == (slow + rest)[:11]
 
 
 def test_herding_ends_where_images_are_equal_or_few():

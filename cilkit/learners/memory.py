@@ -26,19 +26,17 @@ def herd(features: np.ndarray, count: int) -> np.ndarray:
     yet picked follow in their own order.
     """
     features = features.astype(np.float64)
-    mean = features.mean(0)
-    count = min(count, len(features))
-    picked: list[int] = []
-    weight = mean.copy()
+    near = features @ features.mean(0)  # (n,) mu . phi
+    scores, moves = near.copy(), {}  # w . phi; by picked sample, in order, how its pick moves them
     for _ in range(1000):
-        if len(picked) == count:
+        if len(moves) == min(count, len(features)):
             break
-        best = int(np.argmax(features @ weight))
-        if best not in picked:
-            picked.append(best)
-        weight += mean - features[best]
-    rest = [i for i in range(len(features)) if i not in picked]
-    return np.array(picked + rest[: count - len(picked)], np.int64)
+        best = int(scores.argmax())
+        if best not in moves:
+            moves[best] = near - features @ features[best]
+        scores += moves[best]
+    rest = [i for i in range(len(features)) if i not in moves]
+    return np.array([*moves, *rest][:count], np.int64)
 
 
 def rows_of(images: ImageSet) -> np.ndarray:
