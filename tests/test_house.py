@@ -15,7 +15,7 @@ GROUND = {"artifacts", "errors", "locks", "progress", "architectures", "phases"}
 SCIENCE = {"data", "realms", "synthesis", "backbones", "pretraining", "learners", "incremental", "metrics", "runs"}
 SCIENCE |= {"analysis", "probes", "plots", "plotstyle", "features", "attachments", "lookahead", "outputs", "results"}
 SCIENCE |= {"calibration", "foreign", "precision", "costs"}
-SCIENCE |= {"published", "fidelity", "twins", "cifar_resnets"}
+SCIENCE |= {"published", "fidelity", "twins", "masked", "cifar_resnets"}
 
 
 def name_of(path: Path) -> str:
@@ -92,7 +92,7 @@ def test_imports_at_module_level_have_no_circle():
 
 def test_a_learner_knows_streams_image_sets_and_backbones_only():
     allowed = GROUND | {"data", "backbones", "features", "learners", "runs", "outputs", "metrics"}
-    allowed |= {"precision", "attachments"}
+    allowed |= {"precision", "attachments", "masked"}
     for path in sorted((CODE / "learners").glob("*.py")):
         names = imports_of(path)
         rooms = {room_of(name) for name in names if name.startswith("cilkit.")}
