@@ -85,10 +85,16 @@ def names() -> list[str]:
 
 def class_names(name: str, root: str = "") -> list[str]:
     """The class names of a benchmark, without building it (a few need their raw files: then from `root`)."""
+    return list(glosses(name, root))
+
+
+def glosses(name: str, root: str = "") -> dict[str, str]:
+    """Class name -> its gloss in the benchmark's class list, "" for none, in label order, as `class_names`."""
     if name in embedded.RECIPES:
-        return list(embedded.NAMES)  # both embedded benchmarks show the ten digits
+        return dict.fromkeys(embedded.NAMES, "")  # both embedded benchmarks show the ten digits
     entry, home = _find(name, root)
-    return list(_readable(entry, [] if entry.class_table() else _listed(entry, home).keys).values())
+    names = _readable(entry, [] if entry.class_table() else _listed(entry, home).keys)
+    return {readable: entry.glosses().get(key, "") for key, readable in names.items()}
 
 
 def load(

@@ -57,6 +57,10 @@ class Entry:
         """Official key -> readable name, in label order; None where only the raw files know the classes."""
         return _imagenet(self.names, self.only) if self.names else _listed(self.name)
 
+    def glosses(self) -> dict[str, str]:
+        """Official key -> a few words that tell the class from others of its name; "" or no key where it has none."""
+        return {key: gloss for key, (_, gloss) in _lines("imagenet" if self.names else self.name).items()}
+
 
 @cache
 def entries() -> dict[str, Entry]:
@@ -87,12 +91,16 @@ def tidy(key: str) -> str:
 
 
 @cache
-def _listed(name: str) -> dict[str, str] | None:
+def _lines(name: str) -> dict[str, tuple[str, str]]:
+    """Official key -> (readable name, gloss), each "" where a list's line has none; nothing without a list."""
     path = ASSETS / "classes" / f"{name}.txt"
-    if not path.exists():
-        return None
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    return {key: readable or key for key, _, readable in (line.partition("\t") for line in lines)}
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    rows = [(*line.split("\t"), "", "") for line in text.splitlines() if not line.startswith("#")]
+    return {key: (readable, gloss) for key, readable, gloss, *_ in rows}
+
+
+def _listed(name: str) -> dict[str, str] | None:
+    return {key: readable or key for key, (readable, _) in _lines(name).items()} or None
 
 
 @cache
@@ -106,4 +114,5 @@ def _imagenet(table: str, choice: str) -> dict[str, str]:
         wnids = wnids[:100]
     lines = (tables / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines()
     lemmas = {wnid: names.split(",")[0] for wnid, _, names in (line.partition("\t") for line in lines)}
-    return {wnid: _listed("imagenet").get(wnid, lemmas[wnid]) for wnid in wnids}
+    own = {wnid: readable for wnid, (readable, _) in _lines("imagenet").items()}
+    return {wnid: own.get(wnid) or lemmas[wnid] for wnid in wnids}

@@ -56,6 +56,7 @@ class Realm:
     replies: tuple[Reply, ...] = field(default=(), repr=False)
     template: str = ""  # "": the paper's
     synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)  # names dropped as a repetition
+    origin: str = ""  # where the concepts come from, if nobody foresaw them
 
     def __post_init__(self):
         prompts.check_kind(self.kind)
@@ -183,6 +184,15 @@ class Realm:
         return replace(realm, synonyms=names.synonyms_of(rows, report)), report
 
     @classmethod
+    def of_classes(cls, benchmark: str, glosses: Mapping[str, str], template: str) -> "Realm":
+        """A benchmark's own classes, with their glosses for descriptions: given, not foreseen."""
+        if problem := next(filter(None, map(names.misnamed, glosses)), ""):
+            raise UserError(problem)
+        rows = [parsing.Row("given", name, gloss) for name, gloss in glosses.items()]
+        realm = cls.from_rows(f"classes of {benchmark}", "free", rows, template=prompts.check_template(template))
+        return replace(realm, origin=f"the class list of {benchmark}: given, not foreseen")
+
+    @classmethod
     def from_rows(
         cls, name: str, kind: str, rows: Sequence[parsing.Row], replies: Sequence[Reply] = (), template: str = ""
     ) -> "Realm":
@@ -202,7 +212,7 @@ class Realm:
             write_reply(folder, number, reply)
         atomic_write(folder / "realm.csv", tables.write_table(self.concepts))
         card = {"format": FORMAT, "name": self.name, "kind": self.kind, "template": self.template}
-        card |= {"synonyms": self.synonyms} if self.synonyms else {}
+        card |= {name: value for name in ("synonyms", "origin") if (value := getattr(self, name))}
         write_json(folder / "realm.json", card | {"prompts_version": prompts.VERSION})
 
     @classmethod
@@ -223,7 +233,8 @@ class Realm:
         replies, files = _listed_replies(card, header) if "replies" in header else read_replies(folder)
         if "replies" not in header and (folder / "realm.csv").exists():
             realm = _from_table(folder / "realm.csv", header["name"], header["kind"], report)
-            return replace(realm, replies=tuple(replies), template=template, synonyms=header.get("synonyms", {}))
+            told = {"synonyms": header.get("synonyms", {}), "origin": header.get("origin", "")}
+            return replace(realm, replies=tuple(replies), template=template, **told)
         if not replies:
             raise UserError(f"{card} has no replies, and neither realm.csv nor replies/*.json lies beside it; add one")
         realm, found = cls.from_replies(header["name"], header["kind"], replies, files, template, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from cilkit.errors import UserError
 from cilkit.road.inputs import opener_of, placed, upstream, with_artifact
 
 VERSION = 2  # part of the key: raise it when the same parameters come to mean another payload
+GIVEN = "classes:"  # before a benchmark's name: its class list in place of a realm
+# SDDR asks with class names [read, abstract]; its words are not known, these are [remembered]. A name without a gloss
+# stands alone.
+CLASS_TEMPLATE = "a photo of a {name}, {description}"
 
 
 def foresee(
@@ -29,7 +34,8 @@ def foresee(
     """The realm that a language model foresees (Premonition, stages 1 and 1b), with `.artifact`.
 
     realm:    its name, e.g. "handwritten characters"; or a folder, JSON or CSV file that holds one (then only `classes`
-              is read of the rest).
+              is read of the rest); or "classes:BENCHMARK", the benchmark's own class names with their glosses as
+              descriptions, which are given and not foreseen (then `classes` and `template`).
     llm:      "replayed" (kept replies, read by the parser that live ones are), a folder of kept replies or of a saved
               realm, "local:NAME" (transformers), "endpoint:MODEL" (an OpenAI-compatible server; key in OPENAI_API_KEY).
     classes:  keep the first so many concepts; 0 keeps all. A live model is asked for more in `rounds` rounds at most.
@@ -43,6 +49,8 @@ def foresee(
     from cilkit import realms
     from cilkit.realms.journal import Journal
 
+    if realm.startswith(GIVEN):
+        return _given(realm.removeprefix(GIVEN), template or CLASS_TEMPLATE, classes)
     if _is_path(realm):
         return _read(Path(placed(realm)), classes)
     options = dict(llm_options or {})
@@ -160,6 +168,22 @@ def _read(source: Path, classes: int):
         repairs = realms.Report()
         foreseen = realms.Realm.load(source, repairs)
         _save(foreseen.first(classes) if classes else foreseen, repairs, work)
+
+    return open_realm(artifacts.obtain("realm", VERSION, identity, {}, make))
+
+
+def _given(benchmark: str, template: str, classes: int):
+    """The realm of a benchmark's class list. Its artifact is the same wherever the images of those classes lie."""
+    from cilkit import realms
+    from cilkit.data import benchmarks
+
+    title = re.split("[:/]", benchmark)[-1]  # of folder:PATH and hf:owner/name the last part
+    listed = realms.Realm.of_classes(title, benchmarks.glosses(benchmark), template)
+    glosses = [[one.name, one.description] for one in listed.concepts]
+    identity = {"realm": listed.origin, "classes": classes, "glosses": glosses, "template": template}
+
+    def make(work: artifacts.Work) -> None:
+        _save(listed.first(classes) if classes else listed, realms.Report(), work)
 
     return open_realm(artifacts.obtain("realm", VERSION, identity, {}, make))
 

@@ -53,6 +53,7 @@ def card(
     facts: dict[str, Any] = {"images": sum(counts.values()), "classes": dict(counts), "style": style}
     if realm is not None:
         facts["realm"] = {"name": realm.name, "kind": realm.kind, "concepts": len(realm)}
+        facts["realm"] |= {"origin": realm.origin} if realm.origin else {}
         facts["realm"]["language_models"] = _language_models(realm)
     if generator is not None:
         about = {"id": generator.id, "digest": generator.digest, "settings": dict(generator.settings)}
@@ -103,7 +104,8 @@ def markdown(facts: Mapping[str, Any]) -> str:
     parts.append(_table(about | {"prompt style": facts["style"] or "not told"}))
     if realm:
         models = {f"language model {n}": _listed(model) for n, model in enumerate(realm["language_models"], 1)}
-        parts += ["## Realm", _table({"kind": realm["kind"], "concepts": realm["concepts"], **models})]
+        about = {name: realm[name] for name in ("kind", "concepts", "origin") if name in realm}
+        parts += ["## Realm", _table(about | models)]
     if "generator" in facts:
         generator = facts["generator"]
         known = {"name": generator["id"], "sha256": generator["digest"]}
