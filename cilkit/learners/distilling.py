@@ -90,6 +90,11 @@ class Distilling(Learner):
         """Of each task, how many batches of which length its epochs have, for plug-ins that declare companions."""
         return [cuts(len(task.train), self.hyper.batch_size, self.hyper.epochs) for task in stream]
 
+    def shown(self, images: list[int], taught: bool) -> dict[str, int]:
+        """Passes by kind of so many images in each task through `trunk` and, from the second task on if taught, through
+        `taught`; for plug-ins that declare companions."""
+        return {"student": sum(images), "teacher": sum(images[1:]) if taught else 0}
+
 
 def cuts(images: int, batch_size: int, epochs: int) -> Counter:
     """Length of a batch -> how many of them."""

@@ -177,13 +177,12 @@ class SyntheticReplay:
         declared = super().declared(stream)
         if not self.replays:
             return declared
-        extra = sum(
-            count * companions(length, self.hyper.ratio)
+        extra = [
+            sum(count * companions(length, self.hyper.ratio) for length, count in lengths.items())
             for lengths in self.lengths(stream)[1:]
-            for length, count in lengths.items()
-        )
-        declared["student"] += extra
-        declared["teacher"] = declared.get("teacher", 0) + (extra if self.hyper.b else 0)
+        ]
+        for kind, count in self.shown([0, *extra], bool(self.hyper.b)).items():
+            declared[kind] = declared.get(kind, 0) + count
         return declared
 
     def state(self) -> dict[str, torch.Tensor]:
