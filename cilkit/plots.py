@@ -257,6 +257,55 @@ def phase_bars(table: "pd.DataFrame", value: str = "seconds", title: str = "What
     return group_bars(wide.reset_index(), "phase", arms, ylabel=ylabel, title=title)
 
 
+@styled
+def accuracy_against_bytes(
+    table: "pd.DataFrame",
+    value: str = "last accuracy",
+    chance: float | None = None,
+    joint: float | None = None,
+    title: str = "What is kept, and what it is worth",
+) -> "Figure":
+    """A letter an arm, its mean over orders with the 95 % t interval; bytes on a logarithmic axis with a place for 0.
+
+    table: columns arm, order, bytes, kind (of what most of the bytes are) and `value` in percent. Arms of equal bytes
+    stand side by side.
+    """
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    from cilkit.metrics import mean_interval
+
+    figure, axes = plotstyle.figure(7.4, 4.0)
+    sizes = table.groupby("arm", sort=False)["bytes"].mean()
+    stored = sizes[sizes > 0]
+    least = 10.0 ** np.floor(np.log10(stored.min())) if len(stored) else 1.0
+    kinds, met = list(dict.fromkeys(table["kind"])), []
+    for letter, (arm, rows) in zip("abcdefghijklmnopqrstuvwxyz" * 9, _by_arm(table), strict=False):
+        place, interval = kinds.index(rows["kind"].iloc[0]), mean_interval(rows[value].to_numpy())
+        error, size = 0 if np.isnan(interval.half_width) else interval.half_width, sizes[arm] or least / 3
+        at = size * 1.15 ** sum(abs(np.log(size / other)) < 0.2 for other in met)
+        met.append(size)
+        style = {"color": plotstyle.colour(place), "capsize": 3, "markersize": 6, "linestyle": "none"}
+        label = plotstyle.wrapped(f"{letter}  {arm} ({rows['kind'].iloc[0]})", 34)
+        axes.errorbar(at, interval.mean, error, marker=plotstyle.MARKERS[place % 6], label=label, **style)
+        axes.annotate(letter, (at, interval.mean), (4, 4), textcoords="offset points", fontsize=8, weight="bold")
+    axes.set_xscale("log")
+    axes.set_xlim(least / 5, 10 * max(stored.max() if len(stored) else 1, least))
+    axes.set_xticks([least / 3, *(10.0 ** np.arange(np.log10(least), np.log10(axes.get_xlim()[1])))])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: _size(size) if size >= least else "nothing"))
+    plotstyle.references(axes, chance, joint)
+    axes.set(xlabel="bytes stored from task to task (logarithmic)", ylabel=f"{value} (%)", title=title)
+    plotstyle.legend_beside(axes)
+    return figure
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}"
+        size /= 1000
+
+
 # ---------------------------------------------------------------- images
 
 

@@ -27,6 +27,12 @@ def arms_table():
     return pd.DataFrame(rows, columns=["arm", "order", "last accuracy"])
 
 
+def bytes_table():
+    kinds = dict(zip(ARMS, [("nothing", 0), ("exemplars", 614_400), ("exemplars", 614_400)], strict=True))
+    table = arms_table()
+    return table.assign(kind=[kinds[arm][0] for arm in table["arm"]], bytes=[kinds[arm][1] for arm in table["arm"]])
+
+
 def curves_table():
     table = pd.concat([arms_table().assign(classes_seen=seen) for seen in (2, 4, 6)], ignore_index=True)
     return table.rename(columns={"last accuracy": "accuracy"})
@@ -52,6 +58,7 @@ def figures_of(run):
         "similarity_map": plots.similarity_map(analysis.feature_similarity(run)),
         "accuracy_curves": plots.accuracy_curves(curves_table(), chance={2: 50, 4: 25, 6: 16.7}, joint=93.5),
         "arms_comparison": plots.arms_comparison(arms_table(), chance=10, joint=93.5),
+        "accuracy_against_bytes": plots.accuracy_against_bytes(bytes_table(), chance=10, joint=93.5),
         "forgetting_of_tasks": plots.forgetting_bars(analysis.forgetting_by_task(run)),
         "forgetting_of_classes": plots.forgetting_bars(analysis.forgetting_by_class(run), "class"),
         "group_bars": plots.group_bars(
@@ -190,3 +197,13 @@ def test_reading_analysing_and_drawing_need_no_torch(run, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "Agg"})
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["heat.csv", "heat.png"]
+
+
+def test_arms_of_equal_bytes_stand_side_by_side_and_nothing_has_its_place():
+    axes = plots.accuracy_against_bytes(bytes_table()).axes[0]
+    places = [drawn.lines[0].get_xdata()[0] for drawn in axes.containers]
+    assert places[0] < 1e5 < places[1] < places[2] and places[2] / places[1] == pytest.approx(1.15)
+    axes.figure.canvas.draw()
+    assert axes.get_xticklabels()[0].get_text() == "nothing"
+    named = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert all(name.startswith(letter) for name, letter in zip(named, "abc", strict=True))

@@ -113,6 +113,27 @@ def test_unknown_parameters_of_learners_are_refused():
         cilkit.learn(["slca"], own={"icarl": {}})
 
 
+def test_arms_may_be_other_learners_and_all_are_checked_before_the_first_runs(images, backbone, monkeypatch):
+    on = {"benchmark": "digits_photo", "increment": 2, "tasks": 1, "backbone": backbone, "images": images}
+    hyper = {"epochs": 1, "milestones": [1], "per_class": 2}
+    runs = cilkit.compare(
+        "icarl+synthetic_replay",
+        {"none": {"a": 0.0, "b": 0.0}, "nothing": {"learner": "finetune", "lr": 0.02}},
+        settings={"criterion": "ce"},
+        **on,
+        **hyper,
+    )
+    assert [run.learner for run in runs.values()] == ["icarl+synthetic_replay", "finetune"]
+    assert runs["none"].n_tasks == 1 and runs["none"].settings["hyper"]["criterion"] == "ce"
+    assert "images" in runs["none"].artifact.inputs and "images" not in runs["nothing"].artifact.inputs
+    with monkeypatch.context() as patched:
+        patched.setattr("cilkit.road.learning.run", lambda *a, **k: pytest.fail("something was run"))
+        with pytest.raises(UserError, match="no parameter 'per_clas'"):
+            cilkit.compare("icarl", {"fine": {}, "wrong": {"per_clas": 3}}, **on, **hyper)
+        with pytest.raises(UserError, match="no learner of these arms has a parameter 'epoch'"):
+            cilkit.compare("icarl", {"fine": {}}, **on, epoch=3)
+
+
 def test_a_damaged_backbone_is_one_sentence(images):
     made = cilkit.pretrain(images, **TINY, epochs=1, batch_size=32, seed_init=5)
     path = made.artifact.path / "model.safetensors"

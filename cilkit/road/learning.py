@@ -32,6 +32,7 @@ def stream(
     order: Sequence[int | str] = (),
     validation: float = 0.0,
     benchmark_options: dict | None = None,
+    tasks: int = 0,
 ):
     """A benchmark cut into tasks: order by seed (the papers' 1993, 1996, 1997 …), `increment` classes a task.
 
@@ -42,6 +43,7 @@ def stream(
     validation:        a share of each class's training images to test on, in place of the test images: for choosing
                        hyper-parameters. 0: the test images.
     benchmark_options: where and how the images are read, see `cilkit.data.benchmarks.load`: root, keep, partial …
+    tasks:             the first so many tasks alone; 0: all.
     """
     from cilkit.data import benchmarks
     from cilkit.data.streams import Stream, increments_of
@@ -51,6 +53,7 @@ def stream(
         increment = increments_of(len(loaded.class_names), increment, base)
     listed = tuple(order) or None
     made = Stream(loaded, order_seed, increment, protocol=protocol, order_list=listed)
+    made = made[:tasks] if tasks else made
     return made.validation(validation) if validation else made
 
 
