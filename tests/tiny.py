@@ -45,8 +45,10 @@ CASES: dict[str, dict] = {
     "coda_prompt": {"components": 2},  # six tasks' keys have to be orthogonal in 32 numbers
     "coda_prompt+alignment": {"components": 2},
     "der": {"total": 12, "minibatch_size": 6},  # full within the first task
+    "foster": {"boosting_epochs": 1, "compression_epochs": 2},
     "gdumb": {"total": 20},
     "nearest_mean": {},
+    "podnet": {"proxies": 3, "milestones": (), "tuning_epochs": 1},
     "ranpac": {"projection": 40},
     "slca": {"epochs": 2, "align_epochs": 2, "align_per_class": 16},
 }
