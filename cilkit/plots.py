@@ -285,7 +285,8 @@ def accuracy_against_bytes(
         at = size * 1.15 ** sum(abs(np.log(size / other)) < 0.2 for other in met)
         met.append(size)
         style = {"color": plotstyle.colour(place), "capsize": 3, "markersize": 6, "linestyle": "none"}
-        label = plotstyle.wrapped(f"{letter}  {arm} ({rows['kind'].iloc[0]})", 34)
+        of = f" ({rows['kind'].iloc[0]})" if rows["kind"].iloc[0] != arm else ""
+        label = plotstyle.wrapped(f"{letter}  {arm}{of}", 34)
         axes.errorbar(at, interval.mean, error, marker=plotstyle.MARKERS[place % 6], label=label, **style)
         axes.annotate(letter, (at, interval.mean), (4, 4), textcoords="offset points", fontsize=8, weight="bold")
     axes.set_xscale("log")

@@ -113,7 +113,7 @@ def learn_replay(name: str, order: int) -> list[dict]:
     """The four arms of one parameter file of 05 on one class order."""
     import cilkit
 
-    runs = cilkit.from_params(f"params/05_generative_replay/{name}.yaml", order_seed=order)
+    runs = cilkit.from_params(f"params/05_generative_replay/{name}.yaml", order_seed=order, joint_epochs=0)
     titles = {"none": "iCaRL"}
     return [
         rows_of(f"replay {name}", titles.get(arm, f"iCaRL, synthetic {arm}"), order, run, None)

@@ -192,7 +192,9 @@ def learn(
 
 
 @verb_of("05_generative_replay")
-def compare(learner: str, arms: dict[str, dict], settings: dict | None = None, **shared: Any) -> dict[str, Any]:
+def compare(
+    learner: str, arms: dict[str, dict], settings: dict | None = None, joint_epochs: int = 0, **shared: Any
+) -> dict[str, Any]:
     """A learner in several arms on one stream: arm -> `Run`. The verb of notebook 05 and its parameter files.
 
     arms:     what distinguishes them, e.g. {"none": {"a": 0.0, "b": 0.0}, "both": {}}: parameters of the learner, of
@@ -200,6 +202,7 @@ def compare(learner: str, arms: dict[str, dict], settings: dict | None = None, *
     settings: further parameters of `learner`.
     shared:   of `stream`, of `run`, and for every learner that declares it; a name that no arm's learner knows is
               refused.
+    With `joint_epochs`, fine-tuning of all classes in one task is the upper line, "joint".
     """
     from cilkit import learners as known
 
@@ -221,7 +224,12 @@ def compare(learner: str, arms: dict[str, dict], settings: dict | None = None, *
     given = {arm: of(arm) for arm in arms}
     for arm, values in given.items():  # all are checked before the first is run
         known.settings(names[arm], _taken_by(run, values)[1])
-    return {arm: run(names[arm], on, **values) for arm, values in given.items()}
+    runs = {arm: run(names[arm], on, **values) for arm, values in given.items()}
+    if joint_epochs:
+        longer = {key: hyper[key] for key in hyper if key in known.settings("finetune", {})}
+        longer |= {"epochs": joint_epochs, "milestones": [round(0.8 * joint_epochs)]}
+        runs["joint"] = run("finetune", on.joint(), **{**of_run, "images": None} | longer)
+    return runs
 
 
 def _taken_by(verb, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
