@@ -1,3 +1,4 @@
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from cilkit import learners
+from cilkit.data import loading
 from cilkit.errors import UserError
 from cilkit.learners.base import Batch
 from cilkit.learners.distilling import Distilling
@@ -136,6 +138,19 @@ def test_images_painted_anew_for_every_task_are_not_stored(stream):
     assert learner.stored_bytes() == {"exemplars": 18 * 768, "generator": 12345}
     with pytest.raises(UserError, match="repaint needs a painter"):
         create(repaint=True)
+
+
+def test_reading_ahead_changes_no_image(stream, monkeypatch):
+    at_once = list(start_second_task(stream).batches(stream[1], 0))
+    monkeypatch.setattr(loading, "ahead_for", lambda images, device: 2)
+    learner, reading = start_second_task(stream), set()
+    read = learner.synthetic.read
+    learner.synthetic.read = lambda *rows: reading.add(threading.current_thread()) or read(*rows)
+    ahead = list(learner.batches(stream[1], 0))
+    assert len(reading) == 1 and threading.current_thread() not in reading
+    for one, other in zip(at_once, ahead, strict=True):
+        for ours, theirs in ((one, other), (one.extra, other.extra)):
+            assert torch.equal(ours.images, theirs.images) and torch.equal(ours.labels, theirs.labels)
 
 
 def test_synthetic_images_are_of_classes_seen_before_the_task_and_uniform_over_them(stream):

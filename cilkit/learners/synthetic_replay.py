@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from cilkit.data import loading
 from cilkit.errors import UserError
 from cilkit.learners.base import Batch, derive
 from cilkit.learners.distilling import Distilling, split
@@ -128,16 +129,23 @@ class SyntheticReplay:
         self.shown_bytes = int(self.synthetic.sizes[np.concatenate(self._rows)].astype(np.int64).prod(1).sum() * 3)
 
     def batches(self, task: Task, epoch: int) -> Iterator[Batch]:
-        """The learner's own batches, each with synthetic images beside it from the second task on."""
+        """The learner's own batches, each with synthetic images beside it from the second task on, which are read
+        ahead of the step as the real ones are."""
         real = super().batches(task, epoch)
         if not (self.replays and self.known):
             yield from real
             return
         random = np.random.default_rng(derive(self.seed_data, task.index, epoch, "synthetic"))
         augmented = self.augmenter(task, epoch, "synthetic augmentation")
-        for batch in real:
-            rows, labels = draw(self._rows, companions(len(batch.labels), self.hyper.ratio), random)
-            yield replace(batch, extra=augmented(self.synthetic.read(rows, self.recipe.shortest), labels))
+
+        def beside(pair: tuple[Batch, tuple[np.ndarray, np.ndarray]]) -> Batch:
+            batch, (rows, labels) = pair
+            return replace(batch, extra=augmented(self.synthetic.read(rows, self.recipe.shortest), labels))
+
+        count = lambda batch: companions(len(batch.labels), self.hyper.ratio)  # noqa: E731
+        pairs = ((batch, draw(self._rows, count(batch), random)) for batch in real)
+        ahead = loading.ahead_for(self.synthetic, self.backbone.device)
+        yield from loading.in_order(beside, pairs, 1, ahead) if ahead else map(beside, pairs)
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One student pass over real and synthetic images together; the terms by name."""
