@@ -15,6 +15,7 @@ from cilkit.learners.distilling import Distilling
 
 PLUGGED = [f"{name}+alignment" for name in learners.NAMES if learners.find(name).linear_heads and "slca" not in name]
 PLUGGED += [f"{name}+synthetic_replay" for name in learners.NAMES if issubclass(learners.find(name), Distilling)]
+PLUGGED += [f"{name}+gaussian_replay" for name in ("finetune", "lwf", "l2p")]
 ALL = [*learners.NAMES, *PLUGGED]
 
 
