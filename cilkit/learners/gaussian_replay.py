@@ -9,7 +9,7 @@ heads of their own (alignment.py); during a task, with a covariance a class, is 
 
 Mean and covariance are those of the network that learnt the class. What the network becomes later they do not follow:
 the more a backbone moves, the less its old Gaussians say. Meant for slow or frozen backbones that come trained; one
-that learns fast, or from random weights, loses more by the softmax over all classes than the samples give back (measured).
+that learns fast, or from random weights, loses more by the softmax over all classes than the samples give (measured).
 """
 
 from __future__ import annotations
