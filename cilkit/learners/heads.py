@@ -13,6 +13,8 @@ from cilkit.learners.base import derive
 class TaskHeads(nn.Module):
     """Linear(dim, n_t) with bias for every task: weight truncated normal with std 0.02, bias 0 (specs read: SLCA)."""
 
+    rows = 1  # of weights for a class
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
@@ -20,7 +22,7 @@ class TaskHeads(nn.Module):
 
     @property
     def sizes(self) -> list[int]:
-        return [head.out_features for head in self.tasks]
+        return [head.out_features // self.rows for head in self.tasks]
 
     @property
     def current(self) -> nn.Linear:
@@ -29,11 +31,14 @@ class TaskHeads(nn.Module):
     def grow(self, classes: int, seed: int, freeze_old: bool, device: torch.device | str = "cpu") -> None:
         """Add a task's head; `freeze_old` decides whether the heads before it still get gradients."""
         self.requires_grad_(not freeze_old).zero_grad()
-        head = nn.Linear(self.dim, classes)
         generator = torch.Generator().manual_seed(derive(seed, len(self.tasks), "head"))
+        self.tasks.append(self.new(classes, generator).to(device))
+
+    def new(self, classes: int, generator: torch.Generator) -> nn.Linear:
+        head = nn.Linear(self.dim, classes)
         nn.init.trunc_normal_(head.weight, std=0.02, generator=generator)
         nn.init.zeros_(head.bias)
-        self.tasks.append(head.to(device))
+        return head
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Features (n, dim) to logits of all classes seen (n, seen)."""
@@ -46,7 +51,8 @@ class TaskHeads(nn.Module):
     def set_state(self, state: dict[str, torch.Tensor], device: torch.device | str = "cpu") -> None:
         """Take over the heads of a saved state, as many as it has. Heads of these very sizes stay what they are, frozen
         or not, and only take the values."""
-        saved = [len(state[f"tasks.{t}.bias"]) for t in range(sum(name.endswith(".bias") for name in state))]
+        tasks = sum(name.endswith(".weight") for name in state)
+        saved = [len(state[f"tasks.{t}.weight"]) // self.rows for t in range(tasks)]
         if saved != self.sizes:
             self.tasks = nn.ModuleList()
             for classes in saved:
