@@ -76,11 +76,13 @@ class Rehearsal(Distilling):
         """Keep the network as it is for a teacher; add the new classes' outputs."""
         self.keep_teacher()
         self.memory.each = self.bytes_each(task.train)
+        self.memory.room(self.seen)  # a budget too small is said before an epoch is learnt
         self.raw.grow(len(task.classes), self.seed_init, False, self.backbone.device)
 
     def bytes_each(self, images: ImageSet) -> int:
-        """Bytes of one exemplar, of the largest image where sizes differ."""
-        return int(images.sizes.astype(np.int64).prod(1).max(initial=0)) * 3
+        """Bytes of one exemplar: where sizes differ, of the largest image of the whole set that these were chosen from,
+        so that it is the same in every task."""
+        return int(images.source.sizes.astype(np.int64).prod(1).max(initial=0)) * 3
 
     def optimiser(self, task: Task):
         import torch
