@@ -16,6 +16,7 @@ from cilkit.learners.distilling import Distilling
 PLUGGED = [f"{name}+alignment" for name in learners.NAMES if learners.find(name).linear_heads and "slca" not in name]
 PLUGGED += [f"{name}+synthetic_replay" for name in learners.NAMES if issubclass(learners.find(name), Distilling)]
 PLUGGED += [f"{name}+gaussian_replay" for name in ("finetune", "lwf", "l2p")]
+PLUGGED += [f"{name}+generative_replay" for name in ("lwf", "icarl")]
 ALL = [*learners.NAMES, *PLUGGED]
 
 

@@ -1,6 +1,7 @@
 """A benchmark and a backbone small enough to learn in a second, for tests of learners and the loop."""
 
 import numpy as np
+import torch
 
 from cilkit import backbones, learners
 from cilkit.data import Benchmark, ImageSet, Stream
@@ -60,6 +61,35 @@ def transformer(seed=0) -> backbones.Backbone:
     return backbones.create("vit_tiny_patch16_224", seed, VIT)
 
 
+class Painter:
+    """Paints a class's mean image under noise: stands in for a generator that is trained."""
+
+    def __init__(self):
+        self.means = np.zeros((0, 16, 16, 3), np.float32)
+
+    @property
+    def bytes(self):
+        return self.means.nbytes
+
+    def fit(self, sets, names, seed):
+        pixels, labels = (
+            np.concatenate([getter(one) for one in sets]) for getter in (ImageSet.images, lambda s: s.labels)
+        )
+        self.means = np.stack([pixels[labels == label].mean(0) for label in range(len(names))]).astype(np.float32)
+
+    def paint(self, names, per_class, seed):
+        labels = np.repeat(np.arange(len(names)), per_class)
+        noise = np.random.default_rng(seed).normal(0, 20, (len(labels), 16, 16, 3))
+        pixels = (self.means[labels] + noise).clip(0, 255).astype(np.uint8)
+        return ImageSet.from_arrays(pixels, labels, list(names))
+
+    def state(self):
+        return {"means": torch.from_numpy(self.means)}
+
+    def load(self, state):
+        self.means = state["means"].numpy()
+
+
 def case(name: str, seed=0, **changes) -> learners.Learner:
     """The learner of this name, small, on a backbone that it can use."""
     found = learners.find(name)
@@ -68,6 +98,8 @@ def case(name: str, seed=0, **changes) -> learners.Learner:
     hyper = {key: value for key, value in TINY.items() if key in declared} | own | changes
     network = transformer(seed) if found.needs == "transformer" else backbone(seed)
     images = {"images": image_set(seed=7)} if getattr(found, "takes_images", False) else {}
+    if getattr(found, "paints_itself", False):
+        images = {"images": Painter()}
     return learners.create(name, network, seed=seed, **images, **hyper)
 
 
