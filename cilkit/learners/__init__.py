@@ -103,6 +103,12 @@ def recipes_of(learner: str | type[Learner]) -> dict[str, dict[str, Any]]:
     return recipes
 
 
+def words() -> set[str]:
+    """The names of all parameters of all learners and plug-ins."""
+    plugins = (importlib.import_module(f"cilkit.learners.{name}").PLUGIN for name in PLUGINS)
+    return {field.name for made in (*map(find, NAMES), *plugins) for field in dataclasses.fields(made.Hyper)}
+
+
 def takes_images(learner: str | type[Learner]) -> bool:
     """Whether the learner, or a plug-in of it, shows images beside the stream's."""
     return getattr(find(learner), "takes_images", False)

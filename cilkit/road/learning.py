@@ -14,12 +14,13 @@ from cilkit import artifacts
 from cilkit import precision as numbers
 from cilkit.errors import UserError, near_name
 from cilkit.progress import Progress
-from cilkit.road.inputs import device_of, threads_set_to, upstream, verb_of
+from cilkit.road.inputs import device_of, threads_set_to, upstream, verb_of, with_artifact
 from cilkit.road.weights import Weights
 
 # Parts of the keys: raise one when the same parameters come to mean another payload.
 RUN_VERSION, PROBE_VERSION, REFERENCE_VERSION = 3, 1, 1
 PARTS = ("train", "test")
+REAL = "real:"  # before the name of a benchmark, whose training images are taken for images
 SMALL = 32  # pixels on a side, above which raw pixels are no sensible features
 
 
@@ -81,6 +82,7 @@ def run(
     backbone: "none" (random weights of `arch`, drawn from `seed_init`), a `Pretrained`, a 03 parameter file, an
               artifact, a folder, a .safetensors file (with `arch`), a preset or a timm name with its weight tag.
     images:   synthetic images for learners that replay them (an image set, a 02 parameter file, an artifact).
+              For `source: unlabelled` "real:BENCHMARK", the training images of a benchmark or of folder:PATH.
     keep:     of "logits", "features", "backbone", what is kept even where the run then passes 200 MB.
     look_ahead: also measure, at the price of forward passes, how well the features tell each task's classes apart
               before it is learnt: forward transfer of the representation.
@@ -95,7 +97,7 @@ def run(
     weights = Weights(backbone, arch, model_args, seed_init)
     inputs = {"benchmark": stream.benchmark.artifact, **weights.inputs}
     if images is not None:
-        images = upstream(images, "images")
+        images = _images_of(images)
         inputs["images"] = images.artifact
     name = learner if isinstance(learner, str) else learner.__name__
     settings = learners.settings(learner, hyper)
@@ -170,10 +172,7 @@ def learn(
     for_stream, settings = _taken_by(stream, settings)
     shared, hyper = _taken_by(run, settings)
     declared = {name: known.settings(name, {}).keys() for name in {*learners, "slow_learner"}}
-    words = set().union(*declared.values(), *(known.settings(name, {}) for name in known.NAMES))
-    for name in hyper:
-        if name not in words:
-            raise UserError(f"no learner has a parameter {name!r}{near_name(name, words)}; leave it out")
+    _demand_known(hyper)
     for name in own or {}:
         if name not in learners:
             raise UserError(f"`own` sets parameters of {name!r}, which is not among {', '.join(learners)}")
@@ -200,8 +199,8 @@ def compare(
     arms:     what distinguishes them, e.g. {"none": {"a": 0.0, "b": 0.0}, "both": {}}: parameters of the learner, of
               `run` (images, backbone, arch …), or another "learner" altogether.
     settings: further parameters of `learner`.
-    shared:   of `stream`, of `run`, and for every learner that declares it; a name that no arm's learner knows is
-              refused.
+    shared:   of `stream`, of `run`, and for every learner that declares it; a name that no learner of this package
+              knows is refused.
     With `joint_epochs`, fine-tuning of all classes in one task is the upper line, "joint".
     """
     from cilkit import learners as known
@@ -210,10 +209,7 @@ def compare(
     on, names = stream(**for_stream), {arm: changes.get("learner", learner) for arm, changes in arms.items()}
     of_run, hyper = _taken_by(run, shared)
     declared = {name: known.settings(name, {}).keys() for name in {learner, *names.values()}}
-    words = set().union(*declared.values())
-    for name in hyper:
-        if name not in words:
-            raise UserError(f"no learner of these arms has a parameter {name!r}{near_name(name, words)}; leave it out")
+    _demand_known(hyper)
 
     def of(arm: str) -> dict[str, Any]:
         own = {key: value for key, value in hyper.items() if key in declared[names[arm]]}
@@ -230,6 +226,26 @@ def compare(
         longer |= {"epochs": joint_epochs, "milestones": [round(0.8 * joint_epochs)]}
         runs["joint"] = run("finetune", on.joint(), **{**of_run, "images": None} | longer)
     return runs
+
+
+def _images_of(spec: Any):
+    """Painted images, or a benchmark's training images."""
+    if not str(spec).startswith(REAL):
+        return upstream(spec, "images")
+    from cilkit.data import benchmarks
+
+    loaded = benchmarks.load(spec.removeprefix(REAL))
+    return with_artifact(loaded.train, loaded.artifact)
+
+
+def _demand_known(hyper: dict[str, Any]) -> None:
+    """UserError for a name that is no learner's: those of a notebook need not be all of one learner's."""
+    from cilkit import learners
+
+    words = learners.words()
+    for name in hyper:
+        if name not in words:
+            raise UserError(f"no learner has a parameter {name!r}{near_name(name, words)}; leave it out")
 
 
 def _taken_by(verb, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
