@@ -94,7 +94,8 @@ def encode(
         for place, block in enumerate(model.blocks, 1):
             tokens = block(tokens)
             shallow = tokens if place == early else shallow
-        return model.norm(tokens).float(), None if shallow is None else shallow.float()
+        tokens = model.norm(tokens).to(images.dtype)
+    return tokens, None if shallow is None else shallow.to(images.dtype)
 
 
 def waves(patches: int, dim: int) -> torch.Tensor:
