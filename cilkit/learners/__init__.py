@@ -27,6 +27,7 @@ __all__ = [
     "create",
     "find",
     "leaks_of",
+    "paints_itself",
     "recipes_of",
     "settings",
     "takes_images",
@@ -110,8 +111,13 @@ def words() -> set[str]:
 
 
 def takes_images(learner: str | type[Learner]) -> bool:
-    """Whether the learner, or a plug-in of it, shows images beside the stream's."""
-    return getattr(find(learner), "takes_images", False)
+    """Whether the learner, or a plug-in of it, shows images of the caller's beside the stream's."""
+    return getattr(find(learner), "takes_images", False) and not paints_itself(learner)
+
+
+def paints_itself(learner: str | type[Learner]) -> bool:
+    """Whether it trains a painter, which the caller makes from its parameters and gives as `images`."""
+    return getattr(find(learner), "paints_itself", False)
 
 
 def settings(learner: str | type[Learner], hyper: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +145,7 @@ def create(
         "seed_data": seed if seed_data is None else seed_data,
     }
     made = find(learner)
-    if images and not takes_images(learner):
+    if images and not getattr(made, "takes_images", False):
         raise UserError(f"{made.__name__} replays no synthetic images; leave `images` out")
     return made(backbone, **seeds, **images, **_checked(learner, hyper))
 

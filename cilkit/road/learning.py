@@ -14,7 +14,7 @@ from cilkit import artifacts
 from cilkit import precision as numbers
 from cilkit.errors import UserError, near_name
 from cilkit.progress import Progress
-from cilkit.road.inputs import device_of, threads_set_to, upstream, verb_of, with_artifact
+from cilkit.road.inputs import device_of, input_of, placed, threads_set_to, upstream, verb_of, with_artifact
 from cilkit.road.weights import Weights
 
 # Parts of the keys: raise one when the same parameters come to mean another payload.
@@ -73,6 +73,7 @@ def run(
     device: str = "auto",
     precision: str = "float32",
     compile: bool = False,
+    generator: str = "",
     **hyper: Any,
 ):
     """Learn a stream with a learner; a `Run` (accuracy matrix, outputs, features on disk) with `.artifact`.
@@ -81,8 +82,10 @@ def run(
               text is part of the identity).
     backbone: "none" (random weights of `arch`, drawn from `seed_init`), a `Pretrained`, a 03 parameter file, an
               artifact, a folder, a .safetensors file (with `arch`), a preset or a timm name with its weight tag.
-    images:   synthetic images for learners that replay them (an image set, a 02 parameter file, an artifact).
+    images:   synthetic images for learners that replay them (an image set, a 02 parameter file, an artifact). With the
+              learner's `repaint: true` they are painted again for every task, by the generator that painted these.
               For `source: unlabelled` "real:BENCHMARK", the training images of a benchmark or of folder:PATH.
+    generator: where that one lies, if it was a folder of your own. No part of the identity: its digest is checked.
     keep:     of "logits", "features", "backbone", what is kept even where the run then passes 200 MB.
     look_ahead: also measure, at the price of forward passes, how well the features tell each task's classes apart
               before it is learnt: forward transfer of the representation.
@@ -101,6 +104,8 @@ def run(
         inputs["images"] = images.artifact
     name = learner if isinstance(learner, str) else learner.__name__
     settings = learners.settings(learner, hyper)
+    if images is not None and learners.paints_itself(learner):
+        raise UserError(f"{name} trains a generator of its own; leave `images` out")
     found = {}
     numbers.check(precision)
     if learners.find(learner).always_frozen(settings):  # its features are made once for all such runs
@@ -128,8 +133,12 @@ def run(
         from cilkit.road.features import opened
 
         with threads_set_to(threads):
-            extra = {} if images is None else {"images": images}
             network = numbers.prepare(weights.load().to(device_of(device)), precision, compile)
+            extra = {} if images is None else {"images": images}
+            if learners.paints_itself(learner):
+                extra["images"] = _own_painter(settings, network.device)
+            elif images is not None and settings.get("repaint"):
+                extra["images"] = _repainter(images.artifact, generator, str(network.device))
             made = learners.create(learner, network, seed_init=seed_init, seed_data=seed_data, **extra, **hyper)
             if found:
                 made.find({getattr(stream.benchmark, part).source.key: opened(a) for part, a in found.items()})
@@ -148,6 +157,33 @@ def run(
             work.measure(phases=phases.table(), device=str(network.device))
 
     return Run(artifacts.obtain("run", RUN_VERSION, identity, inputs, make))
+
+
+def _own_painter(settings: dict[str, Any], device):
+    """The generator that a learner trains, by its parameters `painter_…`."""
+    from cilkit.synthesis.classwise import Classwise
+
+    start = "painter_"
+    return Classwise(device=device, **{k.removeprefix(start): v for k, v in settings.items() if k.startswith(start)})
+
+
+def _repainter(made: artifacts.Artifact, generator: str, device: str):
+    """What painted an image set, to paint its classes again from other seeds; every setting as it was."""
+    from cilkit.synthesis import load_generator
+    from cilkit.synthesis.repainting import Repainter
+
+    if "generator_digest" not in made.identity:
+        raise UserError(f"{made.name} was not painted here, or is curated; repaint needs the set as it was painted")
+    was = made.identity
+    settings = {} if was["generator"] == "font-renderings" else was["settings"]  # which it cannot be told
+    try:
+        painter = load_generator(placed(generator or was["generator"]), **settings, device=device)
+    except UserError as error:
+        raise UserError(f"{error}; to paint {made.name} again, give its folder as `generator`") from error
+    if painter.digest != was["generator_digest"]:
+        raise UserError(f"generator {painter.id} is not the one that painted {made.name}; give its folder")
+    how = {name: was[name] for name in ("batch_size", "style", "long_prompts")}
+    return Repainter(input_of(made, "realm"), painter, **how)
 
 
 @verb_of("04_slca")
