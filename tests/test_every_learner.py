@@ -17,6 +17,7 @@ PLUGGED = [f"{name}+alignment" for name in learners.NAMES if learners.find(name)
 PLUGGED += [f"{name}+synthetic_replay" for name in learners.NAMES if issubclass(learners.find(name), Distilling)]
 PLUGGED += [f"{name}+gaussian_replay" for name in ("finetune", "lwf", "l2p")]
 PLUGGED += [f"{name}+generative_replay" for name in ("lwf", "icarl")]
+PLUGGED += [f"{name}+future_replay" for name in ("lwf", "icarl")]
 ALL = [*learners.NAMES, *PLUGGED]
 
 
