@@ -51,8 +51,7 @@ class MaskedMemory(Memory):
         from cilkit.masked import to_patches
 
         random = np.random.default_rng(derive(self.seed, len(self.rows), "exemplar masks"))
-        noise = random.random((len(images), self.patches))
-        shown = noise.argsort(1).argsort(1) < self.visible  # (m, patches)
+        shown = random.random((len(images), self.patches)).argsort(1) < self.visible  # (m, patches)
         mask = np.packbits(shown, axis=1)[:, : self.mask_bytes]
         patches = to_patches(torch.from_numpy(self.levels(images)), self.side).numpy()
         known = patches[shown]  # (m * visible, 3 * side * side)
