@@ -133,3 +133,7 @@ def test_what_does_not_go_is_one_sentence():
         learners.settings("ewc+generative_replay", {})
     with pytest.raises(UserError, match="needs images"):
         create(None)
+    with pytest.raises(UserError, match="a painter that learns"):
+        create(type("Fixed", (), {"paint": None})())
+    with pytest.raises(UserError, match="labels is 'solver'; set it to 'condition'"):
+        tiny.case("mae_cil+generative_replay", labels="solver")

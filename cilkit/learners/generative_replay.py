@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from cilkit.errors import UserError
-from cilkit.learners.base import Batch, derive, part
+from cilkit.learners.base import Batch, Learner, derive, part
 from cilkit.learners.synthetic_replay import Painter, SyntheticReplay, SyntheticReplayHyper, companions
 
 if TYPE_CHECKING:
@@ -78,6 +78,10 @@ class GenerativeReplay(SyntheticReplay):
         super().__init__(backbone, images=images, **settings)
         if self.replays and not hasattr(images, "fit"):
             raise UserError("generative replay needs a painter that learns; give none of your own to `cilkit.run`")
+        if self.asks_solver and type(self).embed is not Learner.embed:
+            raise UserError(
+                f"{self.name!r} reads an image in its own way, and labels is 'solver'; set it to 'condition'"
+            )
 
     @property
     def asks_solver(self) -> bool:
