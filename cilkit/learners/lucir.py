@@ -41,7 +41,7 @@ class LUCIRHyper(RehearsalHyper):
     lr: float = 0.05  # LUCIR: 0.1
     weight_decay: float = 5e-4  # LUCIR: 5e-4 / 1e-4; none on the weights of old classes
     recipe: str = "digits"  # LUCIR: "lucir_cifar"
-    scale: float = 1.0  # eta at the start (read)
+    scale: float = 4.0  # eta at the start. LUCIR: 1, and 160 epochs to grow in
     less_forget: float = 5.0  # lambda_base: 5 / 10 (read). 0: no such term
     margin: float = 0.5  # m (read)
     rivals: int = 2  # K, new classes that an image of an old class is held off from (read)
