@@ -24,26 +24,24 @@ import numpy as np
 import pandas as pd
 
 from cilkit import architectures, backbones, costs, learners, published
-from cilkit.data import Benchmark, ImageSet, Stream, benchmarks, catalogue
+from cilkit.data import Benchmark, ImageSet, Stream, benchmarks, catalogue, embedded
 from cilkit.data.streams import increments_of
 from cilkit.road import learning
 from cilkit.road.inputs import parameters_of
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "# Expected", "# ---"
-RATE = 250e12  # operations a second: assumed, of one data-centre GPU in bfloat16
+# Operations a second, assumed, of one data-centre GPU: a large transformer in bfloat16; a residual network in single
+# precision, whose small maps keep such a GPU waiting.
+RATES = {True: 250e12, False: 25e12}
 SPLIT = {"imagenet_r": (24_000, 6_000)}  # where the catalogue knows only the sum
-ELSEWHERE = {
-    "sddr_memory",
-    "podnet_table",
-    "icarl",
-    "ranpac_backbones",
-    "ranpac_time",
-    "leaks",
-}  # other networks, times
-# Values that say how long or how fast, not what is computed for an image.
+SPLIT["imagenet100"] = (128_117, 5_000)  # a tenth of ImageNet-1k: the chosen classes' own sizes stand in their files
+B50 = {"sddr_memory", "podnet_table"}  # half the classes first, on CIFAR-100; the row ends in the later tasks' number
+ELSEWHERE = B50 | {"icarl", "ddgr_time", "ranpac_backbones", "ranpac_time", "leaks"}  # other networks, times
+# Values that say how long or how fast, how much is kept or what a term weighs, not what is computed for an image.
 UNSEEN = {"epochs", "milestones", "batch_size", "lr", "slow_rate", "momentum", "weight_decay", "total", "temperature"}
 UNSEEN |= {"align_epochs", "align_weight_decay", "align_also", "cross_entropy", "reverse_cross_entropy", "pull"}
+UNSEEN |= {"a", "b", "ratio", "source", "weighting", "per_class", "budget"}
 BESIDE = {"slca": ["slow_learner"], "slow_learner": ["joint"]}  # rows that the same file gives as well
 
 
@@ -58,7 +56,15 @@ def experiments() -> list[Path]:
 def hyper(name: str, values: dict[str, Any]) -> dict[str, Any]:
     """What the notebook hands this learner of a file's values."""
     declared = learners.settings(name, {}).keys() - taken()
-    return {key: values[key] for key in values if key in declared} | values.get("own", {}).get(name, {})
+    own = values["settings"] if name == values.get("learner") else values.get("own", {}).get(name, {})
+    return {key: values[key] for key in values if key in declared} | own
+
+
+def arms(values: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Arm -> its learner, and what of the arm that learner's parameters are."""
+    named = {arm: changes.get("learner", values["learner"]) for arm, changes in values["arms"].items()}
+    none = taken() | {"learner"}
+    return {arm: (name, {k: v for k, v in values["arms"][arm].items() if k not in none}) for arm, name in named.items()}
 
 
 @functools.cache
@@ -76,7 +82,8 @@ def quoted() -> pd.DataFrame:
 
 
 def expected(values: dict[str, Any]) -> list[str]:
-    """Lines with the published rows of a file's learners on its benchmark, each value once."""
+    """Lines with the published rows of a file's learners on its benchmark, each value once; where half of CIFAR-100
+    comes first, those of all methods for as many later tasks."""
     wanted = [name.partition("+")[0] for name in values.get("own", [values.get("learner")])]
     wanted += [more for name in wanted for more in BESIDE.get(name, [])]
     numbers = quoted()
@@ -85,6 +92,10 @@ def expected(values: dict[str, Any]) -> list[str]:
         numbers["table"].eq("slca_mocov3") if self_supervised else ~numbers["table"].isin({"slca_mocov3", *ELSEWHERE})
     )
     fits = tables & numbers["benchmark"].eq(values["benchmark"])
+    if values["base"] == 50:
+        fits = numbers["table"].isin(B50) & numbers["row"].str.endswith(f", {50 // values['increment']} tasks")
+        fits &= numbers["benchmark"].eq(values["benchmark"])
+        wanted = numbers[fits]["learner"].unique()
     lines, seen = (
         [f"{BEGIN}, {published.HEADING} ({published.FILE.as_posix()}; in brackets the tag, then the table):"],
         set(),
@@ -132,12 +143,18 @@ def stream_of(values: dict[str, Any]) -> Stream:
 def cost_of(name: str, values: dict[str, Any], stream: Stream, **changes: Any) -> costs.Cost:
     given = hyper(name, values) | changes
     images = create(name, small(), given).declared(stream)
-    spec = values["backbone"].partition(":")[0]
-    spec = values["arch"] if spec.endswith(".yaml") else spec
-    arch = architectures.WEIGHTS[spec].arch if spec in architectures.WEIGHTS else spec
+    arch, model_args = network_of(values)
     shape = {key: value for key, value in given.items() if key not in UNSEEN}
-    flops = per_image(name, arch, values["benchmark"], json.dumps(shape, sort_keys=True))
+    flops = per_image(name, arch, values["benchmark"], json.dumps([model_args, shape], sort_keys=True))
     return costs.Cost({kind: n for kind, n in images.items() if n}, flops)
+
+
+def network_of(values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A file's network: its name and the arguments laid over it."""
+    spec = values["backbone"].partition(":")[0]
+    if spec == "none" or spec.endswith(".yaml"):
+        return values["arch"], values["model_args"]
+    return architectures.WEIGHTS[spec].arch if spec in architectures.WEIGHTS else spec, values["model_args"]
 
 
 def create(name: str, backbone: backbones.Backbone, given: dict[str, Any]) -> learners.Learner:
@@ -152,19 +169,25 @@ def small() -> backbones.Backbone:
 
 @functools.cache
 def per_image(name: str, arch: str, benchmark: str, shape: str) -> dict[str, int]:
+    """shape: JSON of the network's arguments and of what the learner's parameters say about an image."""
     task, size = Stream(stand_in(benchmark), increments=2)[0], stand_in(benchmark).train.sizes.max()
+    model_args, given = json.loads(shape)
     try:
-        return costs.per_image(create(name, costs.meta(arch), json.loads(shape)), task, int(size))
+        return costs.per_image(create(name, costs.meta(arch, model_args), given), task, int(size))
     except (NotImplementedError, RuntimeError):  # it looks at numbers, which only a computed network has
-        return costs.per_image(create(name, backbones.create(arch), json.loads(shape)), task, int(size))
+        made = backbones.create(arch, model_args=model_args)
+        return costs.per_image(create(name, made, given), task, int(size))
 
 
 def trainings(values: dict[str, Any], stream: Stream) -> dict[str, costs.Cost]:
     if "arms" in values:
-        return {arm: cost_of(values["learner"], values, stream, **changes) for arm, changes in values["arms"].items()}
-    each = {name: cost_of(name, values, stream) for name in values["learners"]}
-    if values["joint_learner"]:
-        each["joint"] = cost_of(values["joint_learner"], values, stream.joint(), epochs=values["joint_epochs"])
+        each = {arm: cost_of(name, values, stream, **changes) for arm, (name, changes) in arms(values).items()}
+        joint = "finetune" if values["joint_epochs"] else ""
+    else:
+        each = {name: cost_of(name, values, stream) for name in values["learners"]}
+        joint = values["joint_learner"]
+    if joint:
+        each["joint"] = cost_of(joint, values, stream.joint(), epochs=values["joint_epochs"])
     return each
 
 
@@ -181,13 +204,14 @@ def cost(values: dict[str, Any]) -> list[str]:
         lines += textwrap.wrap(
             f"{name} {one.total:.2e} = {parts}", 112, initial_indent="#   ", subsequent_indent="#     "
         )
-    if "arms" in values:  # seconds on a laptop
+    if values["benchmark"] in embedded.RECIPES:  # seconds on a laptop
         return lines
-    hours = sum(one.hours(RATE) for one in each.values())
+    rate = RATES["vit" in network_of(values)[0]]
+    hours = sum(one.hours(rate) for one in each.values())
     when = f"{hours:.2f} hours" if hours >= 0.1 else f"{60 * hours:.1f} minutes"
     return [
         *lines,
-        f"# Derived: {when} in all at an assumed {RATE / 1e12:.0f} TFLOP/s. Never run with this workbook so far.",
+        f"# Derived: {when} in all at an assumed {rate / 1e12:.0f} TFLOP/s. Never run with this workbook so far.",
     ]
 
 

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import timm
 import yaml
+from PIL import Image
 
 import cilkit
-from cilkit import architectures, backbones, learners, published
-from cilkit.road.inputs import parameters_of
+from cilkit import architectures, artifacts, backbones, learners, published
+from cilkit.data import benchmarks
+from cilkit.road import learning
+from cilkit.road.inputs import parameters_of, with_artifact
 from cilkit.workbook import parameters
 
 HOME = Path(__file__).resolve().parent.parent
@@ -28,7 +31,11 @@ PLUMBING = {
     "learners",
     "own",
     "joint_learner",
+    "joint_epochs",
     "slow_rates",
+    "learner",
+    "arms",
+    "settings",
 }  # the question asked, not how it is answered
 
 
@@ -50,10 +57,9 @@ def named(paths):
 def test_the_notebook_and_every_learner_take_what_a_file_holds(path):
     values = parameters_of(path)  # the parameters cell: unknown names and wrong types are refused
     if "arms" in values:
-        known = learners.settings(values["learner"], {})
-        given = {name: value for name, value in values.items() if name in known}
-        for changes in values["arms"].values():
-            learners.settings(values["learner"], given | changes)
+        for name, changes in presets.arms(values).values():
+            learners.settings(name, presets.hyper(name, values) | changes)
+        learners.settings(values["learner"], values["settings"])
         return
     assert set(values["own"]) <= set(values["learners"]), "`own` sets what no learner of the file reads"
     for name in values["learners"]:
@@ -104,6 +110,62 @@ def test_an_experiment_runs_on_a_few_images_and_a_tiny_transformer(method, home,
         assert runs[name].accuracy.shape == (3, 3) and runs[name].settings["hyper"]["recipe_of"] == "paper"
 
 
+@pytest.fixture(scope="module")
+def painted(home, tmp_path_factory):
+    """Four images a class of the folder's classes, as if they had been painted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CILKIT_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
+        real = benchmarks.load("cifar100", str(home), partial=True).train
+        yield with_artifact(real, artifacts.obtain("images", 1, {}, {}, lambda work: (work.path / "none").touch()))
+
+
+REPLAY_SMALL = {"epochs": 1, "milestones": [], "batch_size": 12, "per_class": 4, "device": "cpu", "lr": 0.01}
+REPLAY_SMALL |= {"base": 2, "increment": 1, "backbone": "none"}
+OWN_SMALL = {"bias_epochs": 1, "bias_milestones": [], "proxies": 2, "tuning_epochs": 1, "early": 1}
+
+
+RUN = "bic_cifar100_b50_t5 icarl_cifar100_b50_t5 lucir_cifar100_b50_t10_external podnet_cifar100_b50_t5"
+
+
+@pytest.mark.parametrize("name", [*RUN.split(), "wa_cifar100_b50_t10", "lwm_cifar100", "mae_cil_cifar100"])
+def test_a_preset_of_replay_runs_on_a_few_images_and_a_tiny_network(name, home, painted, tmp_path, monkeypatch):
+    """Every arm, through the checks of the road."""
+    path = PARAMS / "05_generative_replay" / f"{name}.yaml"
+    monkeypatch.setenv("CILKIT_ARTIFACTS", str(tmp_path))
+    values = parameters_of(path)
+    model = {"img_size": 32, "patch_size": 8} | TINY if "vit" in values["arch"] else values["model_args"] | {"depth": 1}
+    own = {key: OWN_SMALL.get(key, value) for key, value in values["settings"].items()}
+    arms = {
+        arm: changes | ({"images": painted} if "images" in changes else {}) for arm, changes in values["arms"].items()
+    }
+    changes = REPLAY_SMALL | {"settings": own, "model_args": model, "images": painted}
+    changes |= {"benchmark_options": {"root": str(home), "partial": True}}
+    checked = parameters_of(path, **{key: changes[key] for key in changes if key != "images"})
+    runs = learning.compare(**{**checked, "arms": arms, "images": painted})
+    assert list(runs) == list(values["arms"])
+    for arm, run in runs.items():
+        assert run.accuracy.shape == (3, 3) and run.settings["hyper"]["recipe_of"] in ("paper", "pilot")
+        shown = sum(values["arms"][arm].get(key, values[key]) for key in ("a", "b")) and "+" in values["learner"]
+        assert bool(run.settings["stored_bytes"].get("synthetic images")) == bool(shown and arm != "external")
+
+
+def test_distillation_on_real_images_without_labels(home, tmp_path, monkeypatch):
+    """`real:` gives a benchmark's training images, and their names are not looked at."""
+    monkeypatch.setenv("CILKIT_ARTIFACTS", str(tmp_path))
+    for name in ("x", "y"):
+        (tmp_path / "others" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(np.full((32, 32, 3), 40 * i, np.uint8)).save(tmp_path / "others" / name / f"{i}.png")
+    on = cilkit.stream("cifar100", increment=2, benchmark_options={"root": str(home), "partial": True})
+    arm = {"a": 0.0, "source": "unlabelled", "recipe": "lucir_cifar", "epochs": 1, "milestones": [], "device": "cpu"}
+    network = {"arch": "cifar_resnet32", "model_args": {"depth": 1}}
+    run = cilkit.run("icarl+synthetic_replay", on, images=f"real:folder:{tmp_path / 'others'}", **network, **arm)
+    assert (
+        run.settings["stored_bytes"]["external images"] == 4 * 32 * 32 * 3
+    )  # of six, a fifth of each class is for tests
+    assert run.artifact.inputs["images"]["stage"] == "benchmark"
+
+
 # ---------------------------------------------------------------- headers
 
 
@@ -146,6 +208,51 @@ def test_slca_s_cost_is_the_formula_s():
     assert cost.total == 1_000_000 * cost.flops["student"] + 105_000 * cost.flops["test"]
     assert f"slca {cost.total:.2e} = " in path.read_text()
     assert "derived" in path.read_text().lower() and "measured" not in path.read_text()
+
+
+def test_sddr_s_memory_stands_beside_podnet_s_table_for_as_many_tasks():
+    lines = "\n".join(presets.expected(parameters_of(PARAMS / "05_generative_replay" / "lucir_cifar100_b50_t5.yaml")))
+    for row in (
+        "20 real, 5 tasks: last 53.91, average 63.37",
+        "500 synthetic, 5 tasks: last 38.78, average 55.77",
+        "LUCIR, 5 tasks: average 64.01",
+        "PODNet (CNN), 5 tasks: average 64.83",
+        "iCaRL, 5 tasks: average 58.08",
+    ):
+        assert f"#   {row} [third-party]" in lines
+    assert "10 tasks" not in lines and "remembered" not in lines
+
+
+def test_half_of_the_classes_come_first_and_then_as_many_tasks_as_the_name_says():
+    files = [path for path in EXPERIMENTS if "_b50_t" in path.stem]
+    assert {path.stem for path in files} >= {
+        f"{method}_cifar100_b50_t{tasks}"
+        for method, tasks in itertools.product(("lucir", "podnet", "icarl", "bic"), (5, 10, 25))
+    }
+    for path in files:
+        values = parameters_of(path)
+        stream = presets.stream_of(values)
+        assert len(stream) == 1 + int(re.search(r"_t(\d+)", path.stem)[1])
+        assert 2 * len(stream[0].classes) == stream.n_classes
+    assert stream_of_cifar().class_names[:5] == ["68", "56", "78", "8", "23"], "LUCIR's order"
+
+
+def stream_of_cifar():
+    return presets.stream_of(parameters_of(PARAMS / "05_generative_replay" / "lucir_cifar100_b50_t5.yaml"))
+
+
+def test_a_residual_network_is_counted_with_its_arms():
+    """ResNet-32 on 32 pixels: 69 M multiplications (He et al.); b alone brings the teacher to the synthetic images."""
+    path = PARAMS / "05_generative_replay" / "lucir_cifar100_b50_t5.yaml"
+    values = parameters_of(path)
+    each = presets.trainings(values, presets.stream_of(values))
+    assert list(each) == ["none", "distillation", "replay", "both"]
+    assert each["none"].flops["test"] == pytest.approx(2 * 69e6, rel=0.01)
+    assert each["none"].flops["student"] == pytest.approx(3 * each["none"].flops["test"], rel=0.01)
+    later = 160 * sum(5000 + 20 * seen for seen in range(50, 100, 10))  # images and exemplars of the five later tasks
+    assert each["none"].images["teacher"] == later and each["none"].images["student"] == later + 160 * 25_000
+    assert each["replay"].images["teacher"] == later and each["both"].images["teacher"] == 2 * later
+    assert each["both"].images["student"] == each["none"].images["student"] + later
 
 
 @pytest.mark.slow
