@@ -57,10 +57,10 @@ def high_frequencies(images: torch.Tensor, lowest: float = 0.35) -> torch.Tensor
     0.35 is the code's box, 15 … 85 % of the plane (third-party). The code zeroes that box of an unshifted plane, in
     whose middle the high frequencies lie (third-party), and so keeps the low ones (derived); ours is what it is for.
     """
-    down, across = torch.fft.fftfreq(images.shape[2]), torch.fft.rfftfreq(images.shape[3])
-    kept = torch.maximum(down.abs()[:, None], across[None]) >= lowest  # (h, w / 2 + 1)
-    plane = torch.fft.rfft2(images) * kept.to(images.device)
-    return torch.fft.irfft2(plane, s=images.shape[2:])
+    (height, width), device = images.shape[2:], images.device
+    down, across = torch.fft.fftfreq(height, device=device).abs(), torch.fft.rfftfreq(width, device=device)
+    kept = torch.maximum(down[:, None], across) >= lowest  # (h, w / 2 + 1)
+    return torch.fft.irfft2(torch.fft.rfft2(images) * kept, s=(height, width))
 
 
 def grid_of(network: Backbone) -> tuple[int, int]:

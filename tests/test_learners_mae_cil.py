@@ -275,6 +275,10 @@ def test_images_of_another_size_are_stored_as_the_network_sees_them():
     learner.memory.add(images)
     assert learner.memory.rows[0].shape == (12, EACH)
     seen = learner.recipe.test(images.images()) * 0.5 + 0.5  # 0 … 1
+    back, rows = learner.memory.of(images).images(), learner.memory.rows[0]
+    for row, image, level in zip(rows, back, learner.levels(images).transpose(0, 2, 3, 1), strict=True):
+        shown = np.unpackbits(row[:2]).reshape(4, 4).repeat(4, 0).repeat(4, 1).astype(bool)
+        assert np.array_equal(image[shown], level[shown])
     assert np.abs(learner.levels(images) / 255 - seen.clamp(0, 1).numpy()).max() <= 0.5 / 255 + 1e-6
 
 

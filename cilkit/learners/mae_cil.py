@@ -18,8 +18,8 @@ Ours: R' sees the patches of R and more, all in one random order, so that R' - R
 over classes seen of one sigmoid's cross-entropy each, as in the code, without its mixup, divergence head,
 sharpness-aware steps and balanced fine-tuning. DyTox's task tokens are the transformer's own pooling; exemplars are
 herded on the features that the heads read. They are rebuilt once at the beginning of a task, and once at its end for
-their means. No pass behind a mask is made to predict. Exemplars have the network's image size, whole ones too. The
-paper's tables could not be read.
+their means. No pass behind a mask is made to predict. Exemplars, whole ones too, are what testing shows the network of
+an image; a recipe that crops when testing crops them again. The paper's tables could not be read.
 """
 
 from __future__ import annotations
@@ -228,13 +228,15 @@ class MAECIL(Rehearsal):
         """Exemplars, uint8 (m, 3, h, w), from their visible patches: the first ones of `order` (m, patches)."""
         import torch
 
+        from cilkit.data.transforms import to_float
+
         network, device, whole = self.backbone, self.backbone.device, []
         was_training = network.training
         network.eval()
         with torch.no_grad():
             for start in range(0, len(levels), self.test_batch):
                 cut = slice(start, start + self.test_batch)
-                shown = self.recipe.test(levels[cut].transpose(0, 2, 3, 1), device)
+                shown = to_float(levels[cut].transpose(0, 2, 3, 1), self.recipe.mean, self.recipe.std).to(device)
                 places = torch.from_numpy(order[cut]).to(device)
                 rebuilt = self.autoencoder.rebuild(network, shown, places, self.visible, "statistics")
                 whole.append(self._rounded(rebuilt))
@@ -252,8 +254,9 @@ class MAECIL(Rehearsal):
         self.autoencoder.load_state_dict(part(state, "autoencoder."))
 
     def declared(self, stream: Stream) -> dict[str, int]:
-        """A student's image passes once whole, once behind a mask and, for L_det, once behind a smaller one. Exemplars
-        pass behind theirs when a task begins and, those that stay, when it ends."""
+        """A student's image passes once whole, once behind a mask and, for L_det, once behind a smaller one: each of
+        them counts, although it sees a part only. Exemplars pass behind their masks when a task begins and, those that
+        stay, when it ends."""
         h, passes = self.hyper, super().declared(stream)
         views = 1 + bool(h.reconstruction_weight) * (1 + h.detail)
         if h.masked:
