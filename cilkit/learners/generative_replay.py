@@ -8,7 +8,9 @@ generator is a GAN without classes, whose samples the network before labels ("so
 for a class, as DDGR's diffusion model is (Gao and Liu, ICML 2023), and may be labelled either way. It is the only thing
 kept, starts from nothing and sees nothing but the stream: no pre-trained generator, no names.
 
-Samples are painted once a task, before it, and used both for replay and for the generator's next lesson.
+Samples are painted once a task, before it, and used both for replay and for the generator's next lesson. A learner
+whose own softmax is over the new classes alone never holds real new images against old classes: with lwf, set
+local_softmax to false (on three tasks of digits 92.6 % in place of 62.0 %; lwf alone 79.6; one run each).
 """
 
 from __future__ import annotations
