@@ -119,6 +119,17 @@ def test_external_images_are_for_distillation_and_carry_no_label(stream):
         create(source="unlabelled", images=external)
 
 
+def test_where_old_classes_are_replayed_every_head_of_lwf_learns_over_all_of_them(stream):
+    for a, local in ((1.0, False), (0.0, True)):  # replayed, and distilled only
+        made = start_second_task(stream, learner="lwf", a=a)
+        batch = next(made.batches(stream[1], 0))
+        logits = made.read(made.trunk(batch.images))
+        over = logits[:, 2:] if local else logits
+        expected = cross_entropy(over, batch.labels - (2 if local else 0))
+        torch.testing.assert_close(made.classification(logits, batch.labels)["classification"], expected)
+        assert made.raw.tasks[0].weight.requires_grad != local
+
+
 def test_images_painted_anew_for_every_task_are_not_stored(stream):
     class Painter:
         bytes, asked = 12345, []

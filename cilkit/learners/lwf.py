@@ -82,7 +82,9 @@ class LwF(Distilling, SlowLearner):
         return {"distillation": weight * distillation(logits[:, : taught.shape[1]], taught, t)}
 
     def old_classes_return(self) -> None:
+        """As in streams where they come again: every head learns, and new images compete with old classes."""
         self.raw.requires_grad_(True)
+        self.local = False
 
     def end_task(self, task: Task) -> None:
         super().end_task(task)
