@@ -19,6 +19,10 @@ PLUGGED += [f"{name}+gaussian_replay" for name in ("finetune", "lwf", "l2p")]
 PLUGGED += [f"{name}+generative_replay" for name in ("lwf", "icarl")]
 PLUGGED += [f"{name}+future_replay" for name in ("lwf", "icarl")]
 ALL = [*learners.NAMES, *PLUGGED]
+# Each plug-in goes with some learners in every run of the tests, and with all of them in the long one.
+OFTEN = {f"{name}+synthetic_replay" for name in ("icarl", "der", "lwf", "podnet")}
+SELDOM = {name for name in ALL if name.endswith("+synthetic_replay")} - OFTEN
+EACH = [pytest.param(name, marks=pytest.mark.slow) if name in SELDOM else name for name in ALL]
 
 
 def learnt(name, stream, **changes):
@@ -32,7 +36,7 @@ def once(name):
     return {"epochs": 1} if "epochs" in learners.settings(name, {}) else {}
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EACH)
 def test_an_answer_does_not_depend_on_the_other_images_of_its_batch(name):
     stream = tiny.stream()[:2]
     learner, images = learnt(name, stream), stream.test_after(stream[1])
@@ -47,7 +51,7 @@ def test_an_answer_does_not_depend_on_the_other_images_of_its_batch(name):
             assert np.allclose(logits, wholes[head][order], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EACH)
 def test_a_run_killed_after_every_epoch_ends_in_the_same_bytes(name, tmp_path):
     stream = tiny.stream()
     incremental.run_stream(tiny.case(name), stream, tmp_path / "whole")
@@ -72,14 +76,14 @@ def payload(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EACH)
 def test_the_images_forwarded_are_those_declared(name):
     stream = tiny.stream(increments=[1, 3, 2])
     learner = learnt(name, stream)
     assert Counter(learner.declared(stream)) == learner.backbone.forwarded
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EACH)
 def test_nothing_in_a_step_waits_for_the_device(name, monkeypatch):
     learner, read = tiny.case(name, **once(name)), []
 
@@ -106,7 +110,7 @@ def live_bytes() -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EACH)
 def test_memory_grows_by_what_a_method_stores_and_its_heads_alone(name):
     stream = tiny.stream(classes=6, increments=1)
     learner = tiny.case(name, **once(name))
