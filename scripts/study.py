@@ -33,6 +33,12 @@ ARMS = {  # parameter files of 04 -> how the table calls them
     "renderings": "font renderings",
 }
 REPLAY = {"default": "softmax variant"}  # parameter files of 05
+OTHER_MEMORIES = {  # arms of 05 that show no synthetic image -> row of the table
+    "none": "iCaRL",
+    "the same bytes of real images": "iCaRL, the same bytes of real images",
+    "Gaussians of features": "SLCA, Gaussians of features",
+    "nothing": "LwF, nothing",
+}
 METHODS = {  # (learner, head) -> row of the table
     ("nearest_mean", None): "nearest class mean",
     ("finetune", "raw"): "sequential fine-tuning",
@@ -60,6 +66,11 @@ PAIRS = [  # (question, a, b): a - b over the same class orders, each (arm, meth
         (f"iCaRL: synthetic {arm} − none", ("replay default", f"iCaRL, synthetic {arm}"), ("replay default", "iCaRL"))
         for arm in ("distillation", "replay", "both")
     ],
+    (
+        "iCaRL: synthetic both − the same bytes of real images",
+        ("replay default", "iCaRL, synthetic both"),
+        ("replay default", "iCaRL, the same bytes of real images"),
+    ),
 ]
 
 
@@ -114,9 +125,8 @@ def learn_replay(name: str, order: int) -> list[dict]:
     import cilkit
 
     runs = cilkit.from_params(f"params/05_generative_replay/{name}.yaml", order_seed=order, joint_epochs=0)
-    titles = {"none": "iCaRL"}
     return [
-        rows_of(f"replay {name}", titles.get(arm, f"iCaRL, synthetic {arm}"), order, run, None)
+        rows_of(f"replay {name}", OTHER_MEMORIES.get(arm, f"iCaRL, synthetic {arm}"), order, run, None)
         for arm, run in runs.items()
     ]
 
@@ -155,14 +165,17 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=10, help="class orders, from the papers' list")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread each")
     parser.add_argument("--readme", action="store_true", help="only rewrite the README's tables")
+    parser.add_argument(
+        "--only", choices=["arm", "replay"], help="04's arms or 05's; the others' rows stay as they are"
+    )
     given = parser.parse_args()
     if not given.readme:
-        run_study(given.orders, given.workers)
+        run_study(given.orders, given.workers, given.only)
     draw()
     readme.fill(readme_tables())
 
 
-def run_study(n_orders: int, workers: int) -> None:
+def run_study(n_orders: int, workers: int, only: str | None = None) -> None:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
@@ -176,18 +189,26 @@ def run_study(n_orders: int, workers: int) -> None:
     jobs = [("arm", arm, order) for order in orders for arm in ARMS] + [
         ("replay", n, o) for o in orders for n in REPLAY
     ]
+    jobs = [one for one in jobs if only in (None, one[0])]
     jobs.sort(key=lambda one: orders.index(one[2]))  # all arms of one order first: a partial study is informative
     rows = []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        list(pool.map(job, *zip(*[("prepare", arm, 0) for arm in ARMS], strict=True)))
+        prepared = ARMS if only != "replay" else [PROBED]
+        list(pool.map(job, *zip(*[("prepare", arm, 0) for arm in prepared], strict=True)))
         for number, done in enumerate(pool.map(job, *zip(*jobs, strict=True)), 1):
             rows += done
             print(f"{number}/{len(jobs)} {jobs[number - 1]} {time.time() - began:.0f} s", flush=True)
     OUT.mkdir(parents=True, exist_ok=True)
     from cilkit.artifacts import atomic_write
 
-    atomic_write(OUT / "study.csv", pd.DataFrame(rows).to_csv(index=False))
-    atomic_write(OUT / "reference.csv", references().to_csv())
+    study = pd.DataFrame(rows)
+    if only:
+        before = pd.read_csv(OUT / "study.csv")
+        kept = before[before["arm"].str.startswith("replay") != (only == "replay")]
+        study = pd.concat([kept, study] if only == "replay" else [study, kept])
+    atomic_write(OUT / "study.csv", study.to_csv(index=False))
+    if only != "replay":
+        atomic_write(OUT / "reference.csv", references().to_csv())
     print(f"study of {n_orders} orders: {(time.time() - began) / 60:.1f} minutes", file=sys.stderr)
 
 
