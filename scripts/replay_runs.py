@@ -52,8 +52,8 @@ ORDERS = SEEDS[:3]
 LEARNING = {"epochs": 6, "milestones": (4, 5), "batch_size": 64, "recipe": "shift"}
 STREAM = {"benchmark": BENCHMARK, "increment": 2}
 BASES = {
-    "icarl": LEARNING | {"criterion": "ce", "per_class": 20, "lr": 0.02},  # the best of RATES, see `choice`
-    "lucir": LEARNING | {"per_class": 20, "lr": 0.05},
+    "icarl": LEARNING | {"criterion": "ce", "per_class": 20},
+    "lucir": LEARNING | {"per_class": 20},
 }
 RATES = (0.02, 0.05, 0.1)
 ARMS = {
@@ -134,7 +134,15 @@ def run(learner: str, arm: str, order: int) -> Run:
     seeds = {"seed_init": seed, "seed_data": seed}
     stream = cilkit.stream(**STREAM, order_seed=order)
     images = None if arm == "none" else external() if arm == "external" else painted()
-    return cilkit.run(f"{learner}+synthetic_replay", stream, images=images, **seeds, **BASES[learner], **ARMS[arm])
+    settings = BASES[learner] | {"lr": chosen(learner)} | ARMS[arm]
+    return cilkit.run(f"{learner}+synthetic_replay", stream, images=images, **seeds, **settings)
+
+
+def chosen(learner: str) -> float:
+    """The learning rate with the best validation accuracy."""
+    table = pd.read_csv(SAMPLE / "replay_choice.csv")
+    rows = table[table["learner"] == learner]
+    return float(rows.loc[rows["validation accuracy"].idxmax(), "lr"])
 
 
 def rate(learner: str, lr: float) -> Run:
