@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cilkit import artifacts, backbones, lookahead, metrics, outputs, results
+from cilkit import artifacts, backbones, lookahead, metrics, outputs, precision, results
 from cilkit.errors import Stopped, UserError
 from cilkit.outputs import Outputs
 from cilkit.phases import Phases
@@ -73,6 +73,7 @@ def run_stream(
             f"{learner.passes} passes; set look_ahead to false"
         )
     outputs.plan([0], [1], 1, 0, 0, cap, keep)  # a misspelt `keep` is refused before any work
+    precision.keep_freed_memory()
     record = _Record(learner, stream, folder, scratch, keep, cap, look_ahead, phases, EVERY if every is None else every)
     record.resume()
     for task in stream:

@@ -7,6 +7,8 @@ backward pass adds in no fixed order (remembered): runs agree closely there, and
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -52,6 +54,15 @@ def prepare(backbone: Backbone, precision: str = "float32", compile: bool = Fals
         for part in backbone.blocks or [backbone.model]:
             part.compile()
     return backbone
+
+
+def keep_freed_memory() -> None:
+    """glibc gives large freed blocks back to the system and has them zeroed again, step after step: a sixth of a
+    ResNet-32's pass over 64 images of 32 x 32 on a CPU (measured). From here on this process keeps up to 1 GiB for its
+    next blocks. No bit changes; elsewhere nothing happens."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        for threshold in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            libc.mallopt(threshold, 1 << 30)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:

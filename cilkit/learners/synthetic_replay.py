@@ -13,8 +13,6 @@ losses is read (abstract); every parameter below says what is known of its value
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -103,7 +101,6 @@ class SyntheticReplay:
         if h.repaint != hasattr(images, "paint"):
             given = "a painter" if hasattr(images, "paint") else "an image set"
             raise UserError(f"repaint is {h.repaint}, and images is {given}; repaint needs a painter, and only repaint")
-        keep_freed_memory()
         if h.split_norm and self.norm_statistics == "frozen":
             raise UserError("split_norm splits batch statistics, and norm_statistics is 'frozen'; set one of the two")
 
@@ -227,15 +224,6 @@ def untouched(norms: Sequence[torch.nn.Module]) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-
-
-def keep_freed_memory() -> None:
-    """glibc gives large freed blocks back to the system and has them zeroed again, step after step. That was a sixth of
-    a ResNet-32's pass over 64 images of 32 x 32, and next to nothing over 32 (measured): the companions' doing. From
-    here on this process keeps up to 1 GiB for its next blocks. No bit changes; elsewhere nothing happens."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        for threshold in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-            libc.mallopt(threshold, 1 << 30)
 
 
 def companions(real: int, ratio: float) -> int:
