@@ -2,10 +2,10 @@
 
     python scripts/memory_bytes.py          # three class orders; a second call continues
 
-The arms of params/05_generative_replay/bytes.yaml on `digits_photo`: real exemplars, masked ones, stored and repainted
-synthetic images, a generator trained on the way, Gaussians of features, nothing. The seeds of initialisation and data
-are the order's number in the papers' list. Convnets and transformers start from weights of their own, so compare arms
-of one network.
+The arms of params/05_generative_replay/bytes.yaml on `digits_photo`: real exemplars, stored and repainted synthetic
+images, Gaussians of features, nothing; and of bytes_masked.yaml, one order: exemplars as visible patches. The seeds of
+initialisation and data are the order's number in the papers' list. Convnets and transformers start from weights of
+their own, so compare arms of one network.
 """
 
 from __future__ import annotations
@@ -27,19 +27,22 @@ from cilkit.data.streams import SEEDS
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "reports" / "sample"
-PARAMS = "params/05_generative_replay/bytes.yaml"
+ORDERS = {"bytes": 3, "bytes_masked": 1}  # parameter file of 05 -> class orders, from the papers' list
+HEADS = {"mae_cil": "nme"}  # its own head, without the paper's balanced fine-tuning, answers the newest classes
 FIGURES = ("last accuracy", "average incremental accuracy", "forgetting (max before last)")
 
 
-def rows_of(k: int) -> list[dict]:
-    """The arms on one class order."""
+def rows_of(job: tuple[str, int]) -> list[dict]:
+    """The arms of one file on one class order."""
     import cilkit
 
-    rows = []
-    for arm, run in cilkit.from_params(PARAMS, order_seed=SEEDS[k], seed_init=k, seed_data=k).items():
+    (name, k), rows = job, []
+    path = f"params/05_generative_replay/{name}.yaml"
+    for arm, run in cilkit.from_params(path, order_seed=SEEDS[k], seed_init=k, seed_data=k).items():
         stored = run.settings["stored_bytes"]
-        row = {"arm": arm, "order": SEEDS[k], "learner": run.learner, "backbone": run.backbone_tag}
-        row |= {name: round(run.summary()[name], 4) for name in FIGURES}
+        row = {"arm": arm, "order": SEEDS[k], "learner": run.learner, "head": HEADS.get(run.learner, run.default_head)}
+        row["backbone"] = run.backbone_tag
+        row |= {name: round(run.summary(row["head"])[name], 4) for name in FIGURES}
         row |= {"kind": max(stored, key=stored.get) if sum(stored.values()) else "nothing"}
         rows.append(
             row | {"bytes": sum(stored.values()), "stored": ", ".join(f"{n}: {v:,}" for n, v in stored.items())}
@@ -73,8 +76,9 @@ def main() -> None:
     parser.add_argument("--readme", action="store_true", help="only the README's table and the figure again")
     arguments = parser.parse_args()
     if not arguments.readme:
+        jobs = [(name, k) for name, orders in ORDERS.items() for k in range(orders)]
         with ProcessPoolExecutor(arguments.workers) as pool:
-            rows = [row for part in pool.map(rows_of, range(3)) for row in part]
+            rows = [row for part in pool.map(rows_of, jobs) for row in part]
         table = pd.DataFrame(rows).assign(machine=real_runs.machine())
         artifacts.atomic_write(SAMPLE / "memory_bytes.csv", table.to_csv(index=False))
     draw()

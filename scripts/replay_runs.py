@@ -32,7 +32,7 @@ import torch
 from fit_generator import read_images
 
 import cilkit
-from cilkit import artifacts, backbones, incremental, learners, results
+from cilkit import artifacts, backbones, incremental, learners, plots, results
 from cilkit.data import Benchmark, ImageSet, ShardWriter, Stream, benchmarks
 from cilkit.data.shards import open_set
 from cilkit.data.streams import SEEDS
@@ -167,7 +167,7 @@ def arms(workers: int) -> pd.DataFrame:
     tables = []
     for learner, arm, order in jobs:
         table = results.collect([run(learner, arm, order)], heads="all").reindex(columns=COLUMNS)
-        tables.append(table.assign(learner=learner).assign(arm=arm))
+        tables.append(table.assign(learner=learner, arm=arm))
     return pd.concat(tables, ignore_index=True).assign(machine=real_runs.machine())
 
 
@@ -207,6 +207,25 @@ def readme_tables() -> dict[str, str]:
     }
 
 
+def draw() -> None:
+    """replay_arms.png: each base learner's own head. replay_paintings.png, where the paintings are: none picked."""
+    own = {"icarl": "nme", "lucir": "raw"}
+    table = pd.read_csv(SAMPLE / "replay_arms.csv")
+    table = table[table["head"] == table["learner"].map(own)].rename(columns={"order_seed": "order"})
+    name = table["learner"].map({"icarl": "iCaRL", "lucir": "LUCIR"})
+    table["arm"], table["order"] = name + ", " + table["arm"], name + table["order"].astype(str)
+    all_at_once = pd.read_csv(SAMPLE / "replay_gap.csv").query("`trained on` == 'real' and `tested on` == 'real test'")
+    joint = all_at_once["accuracy"].mean()
+    title = "Fashion-MNIST, 5 tasks of 2 classes: 20 real images a class, and synthetic ones beside them"
+    plots.save(plots.arms_comparison(table, chance=10, joint=joint, title=title), SAMPLE, "replay_arms")
+    if (ROOT / GENERATOR).is_dir():
+        images = painted()
+        rows = [np.flatnonzero(images.labels == label)[:10] for label in range(len(images.class_names))]
+        pixels = images.images(np.concatenate(rows))
+        sheet = plots.contact_sheet(pixels, columns=10, rows=images.class_names, inches=0.45)
+        plots.save(sheet, SAMPLE, "replay_paintings")
+
+
 def _to_none(runs: pd.DataFrame, learner: str, head: str, arm: str) -> str:
     """The arm's last accuracy less that of "none" on the same orders."""
     if arm == "none":
@@ -228,8 +247,8 @@ def main() -> None:
     make = {"gap": gap, "choice": lambda: choice(given.workers), "arms": lambda: arms(given.workers)}
     for name in [given.only] if given.only else make:
         artifacts.atomic_write(SAMPLE / f"replay_{name}.csv", make[name]().round(4).to_csv(index=False))
-    if not given.only:
-        readme.fill(readme_tables())
+    draw()
+    readme.fill(readme_tables())
 
 
 if __name__ == "__main__":

@@ -183,7 +183,8 @@ def run_study(n_orders: int, workers: int, only: str | None = None) -> None:
     from cilkit.data.streams import order_seed
 
     began = time.time()
-    for images in ("characters", "ornaments", "renderings"):  # each paints with all cores itself
+    painted = ("characters", "ornaments", "renderings")[: 1 if only == "replay" else 3]
+    for images in painted:  # each paints with all cores itself
         cilkit.from_params(f"params/02_image_synthesis/{images}.yaml")
     orders = [order_seed(k) for k in range(n_orders)]
     jobs = [("arm", arm, order) for order in orders for arm in ARMS] + [

@@ -30,6 +30,8 @@ TABLES = {
     "real_runs": ["real", "upper", "short_side"],
     "every_learner": ["every_conv", "every_transformer", "drift"],
     "foresight": ["kept_realms", "class_sweep"],
+    "memory_bytes": ["memory_bytes"],
+    "replay_runs": ["replay_arms", "replay_gap"],
 }
 
 
