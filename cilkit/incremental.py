@@ -73,6 +73,8 @@ def run_stream(
             f"{learner.passes} passes; set look_ahead to false"
         )
     outputs.plan([0], [1], 1, 0, 0, cap, keep)  # a misspelt `keep` is refused before any work
+    if folder is not None:
+        learner.declared(stream)  # what the last task could not have (a budget too small) is said before the first
     precision.keep_freed_memory()
     record = _Record(learner, stream, folder, scratch, keep, cap, look_ahead, phases, EVERY if every is None else every)
     record.resume()

@@ -12,6 +12,7 @@ import cilkit
 from cilkit import learners
 from cilkit.data import Benchmark, ImageSet, Stream, benchmarks
 from cilkit.errors import UserError
+from cilkit.incremental import run_stream
 from cilkit.learners.masked_memory import joined
 from cilkit.learners.rehearsal import Rehearsal
 
@@ -123,3 +124,10 @@ def test_a_reservoir_and_a_greedy_store_hold_their_total_after_every_task(cut):
         assert set(der.memory.rows[:, 2]) <= set(range(task.seen))
         counts = [len(rows) for rows in gdumb.memory.rows]
         assert len(counts) == task.seen and max(counts) - min(counts) <= 1
+
+
+def test_a_budget_too_small_for_the_last_task_is_said_before_the_first(tmp_path):
+    learner = tiny.case("icarl", budget=4 * 768)  # enough for two tasks of two classes, not for the third
+    with pytest.raises(UserError, match="budget 3072 holds no exemplar"):
+        run_stream(learner, tiny.stream(), tmp_path)
+    assert not learner.backbone.forwarded
