@@ -118,8 +118,8 @@ def test_rooms_stay_small():
     lengths = {path.relative_to(HOME).as_posix(): code_lines(path) for path in FILES}
     assert not {name: n for name, n in lengths.items() if n > 350}, "split a file that has more than one purpose"
     # The aim was 8,000 for the road and its methods. On top came twenty real benchmarks, three toolboxes' files, more
-    # learners, live language models, painting on many machines with what curates and repairs it, and then seven learners
-    # from scratch, four plug-ins that replay, and the networks and generators that they need.
+    # learners, live language models, painting on many machines with what curates and repairs it, and then seven
+    # learners from scratch, four plug-ins that replay, and the networks and generators that they need.
     assert sum(lengths.values()) <= 17800
 
 
