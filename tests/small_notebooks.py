@@ -32,7 +32,7 @@ def prepare(path: Path, folder: Path) -> Path:
     values, _ = parameters.check(parameters.declared(notebook), parameters.load_params(path))
     kind, _, place = values.get("benchmark", "").partition(":")
     if root := values.get("benchmark_options", {}).get("root") or (place if kind in ("folder", "hf") else ""):
-        layouts.write(path.stem, ROOT / root)
+        layouts.write("folder" if kind == "folder" else path.stem, ROOT / root)
     if (place := values.get("llm", "").removeprefix("local:")).startswith(MADE):
         tiny_llm.write(ROOT / place)
     if (place := values.get("generator", "")).startswith(MADE):

@@ -45,7 +45,8 @@ def from_params(path: str | Path, **changes: Any) -> Any:
 
 
 def upstream(spec: Any, stage: str) -> Any:
-    """The object of the verb before, for what a person wrote: itself, an artifact, its name or folder, a YAML file."""
+    """The object of the verb before, for what a person wrote: itself, an artifact, its name or folder, a YAML file, or
+    for a realm "classes:BENCHMARK"."""
     if getattr(spec, "artifact", None) is not None:
         artifact = spec.artifact
     elif hasattr(spec, "artifact"):
@@ -54,6 +55,11 @@ def upstream(spec: Any, stage: str) -> Any:
         artifact = spec
     elif str(spec).endswith((".yaml", ".yml")):
         spec = from_params(spec)
+        artifact = spec.artifact
+    elif stage == "realm" and str(spec).startswith("classes:"):  # given, not foreseen: nothing to describe in a file
+        from cilkit.road.foreseeing import foresee
+
+        spec = foresee(spec)
         artifact = spec.artifact
     else:
         artifact = artifacts.open_artifact(spec)
