@@ -69,7 +69,7 @@ def gradient(made, batch, **weights):
     return torch.cat([g.flatten() for g in grads if g is not None])
 
 
-@pytest.mark.parametrize("learner", ["icarl", "bic", "lwf"])
+@pytest.mark.parametrize("learner", ["icarl", "lucir", "podnet", "wa", "bic", "lwf", "lwm"])
 def test_the_gradient_is_linear_in_a_and_b(stream, learner):
     made, batch = in_float64(stream, learner)
     at = lambda a, b: gradient(made, batch, a=a, b=b)  # noqa: E731
