@@ -274,7 +274,7 @@ def accuracy_against_bytes(
 
     from cilkit.metrics import mean_interval
 
-    figure, axes = plotstyle.figure(7.4, 4.0)
+    figure, axes = plotstyle.figure(8.2, max(4.0, 0.36 * table["arm"].nunique() + 0.8))  # the legend has to fit
     sizes = table.groupby("arm", sort=False)["bytes"].mean()
     stored = sizes[sizes > 0]
     least = 10.0 ** np.floor(np.log10(stored.min())) if len(stored) else 1.0
@@ -286,7 +286,7 @@ def accuracy_against_bytes(
         met.append(size)
         style = {"color": plotstyle.colour(place), "capsize": 3, "markersize": 6, "linestyle": "none"}
         of = f" ({rows['kind'].iloc[0]})" if rows["kind"].iloc[0] != arm else ""
-        label = plotstyle.wrapped(f"{letter}  {arm}{of}", 34)
+        label = plotstyle.wrapped(f"{letter}  {arm}{of}", 42)
         axes.errorbar(at, interval.mean, error, marker=plotstyle.MARKERS[place % 6], label=label, **style)
         axes.annotate(letter, (at, interval.mean), (4, 4), textcoords="offset points", fontsize=8, weight="bold")
     axes.set_xscale("log")
