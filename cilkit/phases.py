@@ -5,6 +5,7 @@ memory on CUDA, else the process's resident memory: what either held at most whi
 been allocated before it. Phases may be nested; the outer one contains the inner one's seconds and peak.
 """
 
+import ctypes
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -75,7 +76,10 @@ def process_peak() -> int:
 
 
 def reset_process_peak() -> bool:
-    """Start the process's peak afresh at what it holds now; False where the system does not allow it."""
+    """Start the process's peak afresh at what it holds now, without what it has freed but kept for its next blocks
+    (`precision.keep_freed_memory`); False where the system does not allow it."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
     try:
         RESET.write_text("5")
     except OSError:
