@@ -5,7 +5,7 @@
 Each learner, each plug-in with every learner that takes it, and the arms that change what is forwarded learn a part of
 `digits_photo` in four uneven tasks: the small convnet, or the small transformer for methods that attach to one. The
 formula `declared(stream)` stands beside what the backbone counted; no formula holds a pass that serves diagnosis only.
-A minute or two on one thread. Last line: JSON.
+A few minutes on one thread. Last line: JSON.
 """
 
 import argparse
@@ -21,11 +21,13 @@ from cilkit import backbones, incremental, learners
 from cilkit.data import Benchmark, ImageSet, Stream, load
 from cilkit.errors import UserError
 from cilkit.synthesis import glyphs
+from cilkit.synthesis.classwise import Classwise
 
 # Learner -> parameters that change what is forwarded.
 ARMS = {
     "slca": [{"slow_rate": 0.0}, {"align_epochs": 0}],
-    "icarl+synthetic_replay": [{"a": 0.0}, {"b": 0.0}],
+    "icarl+synthetic_replay": [{"a": 0.0}, {"b": 0.0}, {"split_norm": True}],
+    "lwf+generative_replay": [{"labels": "solver"}],
     "ewc": [{"penalty": 0.0}, {"fisher": "batch"}, {"fisher_images": 7}],
     "bic": [{"cumulative": True}],
     "der": [{"alpha": 0.0}, {"beta": 0.0}, {"dedup": True}],
@@ -66,7 +68,10 @@ def made(name: str, parameters: dict, epochs: int, images: ImageSet):
     found, known = learners.find(name), learners.settings(name, {})
     transformer = found.needs == "transformer" or parameters.get("phase1") in ("adapter", "prompts")
     given = {"epochs": epochs} if "epochs" in known else {}
-    given |= {"images": images} if getattr(found, "takes_images", False) else {}
+    if learners.paints_itself(name):
+        given["images"] = Classwise(steps=2, batch=8, lr=1e-3, width=8, size=16, sampling=2, ema=0.9)
+    elif learners.takes_images(name):
+        given["images"] = images
     return learners.create(name, backbones.create("small_vit" if transformer else "", seed=0), **given, **parameters)
 
 
