@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cilkit.errors import UserError
-from cilkit.learners.rehearsal import Rehearsal, RehearsalHyper, unit
+from cilkit.learners.rehearsal import Imprinted, RehearsalHyper, unit
 
 if TYPE_CHECKING:
     import torch
 
-    from cilkit.data import Stream, Task
+    from cilkit.data import Task
     from cilkit.learners.cosine_heads import CosineHeads
 
 
@@ -53,22 +53,15 @@ class LUCIRHyper(RehearsalHyper):
             raise UserError(f"rivals is {self.rivals}; expected 1 or more, or margin_weight 0 for no margin")
 
 
-class LUCIR(Rehearsal):
+class LUCIR(Imprinted):
     """Heads: "raw", the cosine classifier (the paper's CNN), and "nme", nearest mean of exemplars."""
 
-    default_head = "raw"
     Hyper = LUCIRHyper
 
     def new_heads(self) -> CosineHeads:
         from cilkit.learners.cosine_heads import CosineHeads
 
         return CosineHeads(self.dim, self.hyper.scale)
-
-    def begin_task(self, task: Task) -> None:
-        super().begin_task(task)
-        if self.known:
-            self.raw.fix_old()
-            self.imprint(task)
 
     def imprint(self, task: Task) -> None:
         """New weights: the normalised mean of each class's unit features, as the network before sees them."""
@@ -100,14 +93,6 @@ class LUCIR(Rehearsal):
 
         weight = self.hyper.less_forget * math.sqrt(self.known / self.sizes[-1])  # lambda
         return {"distillation": weight * (1 - cosine_similarity(reading[0], taught[0])).mean()}
-
-    # ------------------------------------------------------------ counting
-
-    def declared(self, stream: Stream) -> dict[str, int]:
-        """Rehearsal's; imprinting reads each new image once more from the second task on."""
-        declared = super().declared(stream)
-        declared["statistics"] += sum(len(task.fresh) for task in list(stream)[1:])
-        return declared
 
 
 def margin_ranking(cosines: torch.Tensor, labels: torch.Tensor, known: int, margin: float, rivals: int) -> torch.Tensor:

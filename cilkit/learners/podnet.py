@@ -30,7 +30,7 @@ import numpy as np
 from cilkit import precision
 from cilkit.errors import UserError
 from cilkit.learners.base import derive
-from cilkit.learners.rehearsal import Rehearsal, RehearsalHyper, unit
+from cilkit.learners.rehearsal import Imprinted, RehearsalHyper, unit
 
 if TYPE_CHECKING:
     import torch
@@ -68,10 +68,9 @@ class PODNetHyper(RehearsalHyper):
             raise UserError(f"{self.proxies} proxies a class; PODNet needs at least one")
 
 
-class PODNet(Rehearsal):
+class PODNet(Imprinted):
     """Heads: "raw", the classifier of proxies (the paper's CNN), and "nme", nearest mean of exemplars."""
 
-    default_head = "raw"
     Hyper = PODNetHyper
     RECIPES = {
         "official_code": {"criterion": "released", "scale": 1.0},
@@ -84,12 +83,6 @@ class PODNet(Rehearsal):
 
         h = self.hyper
         return ProxyHeads(self.dim, h.scale, h.proxies, stretch=2.0 if h.criterion == "released" else 1.0)
-
-    def begin_task(self, task: Task) -> None:
-        super().begin_task(task)
-        if self.known:
-            self.raw.fix_old()
-            self.imprint(task)
 
     def imprint(self, task: Task) -> None:
         """New proxies: the k-means centres of each class's unit features, as the network before sees them."""
@@ -183,13 +176,10 @@ class PODNet(Rehearsal):
         self.tuning = False
 
     def declared(self, stream: Stream) -> dict[str, int]:
-        """Rehearsal's; imprinting reads each new image once more from the second task on, and tuning goes through the
-        exemplars of all classes after it."""
-        declared, later = super().declared(stream), list(stream)[1:]
-        declared["statistics"] += sum(len(task.fresh) for task in later)
-        declared["student"] += self.hyper.tuning_epochs * sum(
-            self._kept(stream, task.seen, task.seen) for task in later
-        )
+        """With imprinting; tuning goes through the exemplars of all classes after each later task."""
+        declared = super().declared(stream)
+        kept = sum(self._kept(stream, task.seen, task.seen) for task in list(stream)[1:])
+        declared["student"] += self.hyper.tuning_epochs * kept
         return declared
 
 
