@@ -13,7 +13,9 @@ __version__ = "0.1.0"
 
 _HOME = {
     **dict.fromkeys(["foresee", "without_overlap", "paint", "pretrain", "stream", "run", "learn", "compare"], "road"),
-    **dict.fromkeys(["correct", "freeze", "painter_of", "score", "curate", "probe", "reference"], "road"),
+    **dict.fromkeys(
+        ["prealign", "answer", "correct", "freeze", "painter_of", "score", "curate", "probe", "reference"], "road"
+    ),
     **dict.fromkeys(["from_params", "parameters_of"], "road"),
     "start": "workbook.start",
     "Run": "runs",

@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,7 +166,7 @@ class _Record:
     def outputs(self, task: Task, answers: Outputs) -> None:
         stream = self.stream
         if stream.domain:
-            answers = Outputs(answers.ids, answers.labels, answers.heads, answers.features, self._tasks_of(task))
+            answers = replace(answers, tasks=self._tasks_of(task))
         tasks = stream.task_of_class[answers.labels] if answers.tasks is None else answers.tasks
         for name, logits in answers.heads.items():
             if logits.shape != (len(answers), task.seen) or not np.isfinite(logits).all():

@@ -8,8 +8,10 @@ after_00/index.npy, labels.npy    int64 (n,): place in the benchmark's test set,
 after_00/tasks.npy                int64 (n,): the images' task, where it does not follow from the class
 after_00/logits_<head>.npy        float32 (n, seen), or scores_<head>.npy: a structured array, a row an image
 after_00/features.npy             float32 (n, dim)
+after_00/texts.json               a list of answers, of a model that writes
 """
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -22,6 +24,7 @@ from cilkit.errors import UserError
 CAP = 200_000_000  # bytes that a run's outputs and backbone may take unless more is asked for
 TOP = 16  # classes of which a compact score keeps the logits
 KEEPABLE = ("logits", "features", "backbone")
+TEXTS, LONGEST_TEXT = "texts.json", 2000  # characters of an answer that are kept
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Outputs:
     heads: dict[str, np.ndarray] = field(repr=False)  # name -> logits, float32 (n, seen)
     features: np.ndarray | None = field(default=None, repr=False)  # float32 (n, dim)
     tasks: np.ndarray | None = field(default=None, repr=False)  # int64 (n,) each image's task; None: by its class
+    texts: list[str] | None = field(default=None, repr=False)  # what was written of each image, by a model that writes
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -212,6 +216,8 @@ def write(folder: str | Path, outputs: Outputs, task_of_class: Sequence[int], ke
             Scores.of(logits, outputs.labels, task_of_class).save(folder, head)
     if keep.features and outputs.features is not None:
         artifacts.save_npy(folder / "features.npy", np.asarray(outputs.features, np.float32))
+    if outputs.texts is not None:
+        artifacts.write_json(folder / TEXTS, [text[:LONGEST_TEXT] for text in outputs.texts])
 
 
 def read(folder: str | Path, heads: Sequence[str]) -> Outputs:
@@ -219,7 +225,20 @@ def read(folder: str | Path, heads: Sequence[str]) -> Outputs:
     folder = Path(folder)
     logits = {head: load_npy(path) for head in heads if (path := folder / f"logits_{head}.npy").exists()}
     optional = {name: load_npy(path) for name in ("features", "tasks") if (path := folder / f"{name}.npy").exists()}
-    return Outputs(load_npy(folder / "index.npy"), load_npy(folder / "labels.npy"), logits, **optional)
+    return Outputs(
+        load_npy(folder / "index.npy"), load_npy(folder / "labels.npy"), logits, **optional, texts=read_texts(folder)
+    )
+
+
+def read_texts(folder: Path) -> list[str] | None:
+    """The answers of one stage; None where nothing was written."""
+    path = folder / TEXTS
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete the run's folder and run it again.") from error
 
 
 def load_npy(path: Path) -> np.ndarray:

@@ -140,6 +140,13 @@ class Run:
             raise UserError("this run kept no features; run it again with keep=['features'] to see their drift.")
         return self._array(t, "features")
 
+    def texts(self, t: int) -> list[str]:
+        """What the learner wrote of each image after task t, by `ids`; UserError of one that writes nothing."""
+        found = outputs.read_texts(self._after(t))
+        if found is None:
+            raise UserError(f"learner {self.learner!r} writes no answers; take a run of one that does, such as gmm.")
+        return found
+
     def predictions(self, t: int, head: str, task_known: bool = False) -> np.ndarray:
         """int64 (n,): the stream label of the largest logit, of the image's own task's classes with `task_known`."""
         self.check_head(head)

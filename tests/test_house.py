@@ -15,7 +15,7 @@ GROUND = {"artifacts", "errors", "locks", "progress", "architectures", "phases"}
 SCIENCE = {"data", "realms", "synthesis", "backbones", "pretraining", "learners", "incremental", "metrics", "runs"}
 SCIENCE |= {"analysis", "probes", "plots", "plotstyle", "features", "attachments", "lookahead", "outputs", "results"}
 SCIENCE |= {"calibration", "foreign", "precision", "costs"}
-SCIENCE |= {"published", "fidelity", "twins", "masked", "cifar_resnets"}
+SCIENCE |= {"published", "fidelity", "twins", "masked", "cifar_resnets", "answers", "captioning"}
 
 
 def name_of(path: Path) -> str:
@@ -92,7 +92,7 @@ def test_imports_at_module_level_have_no_circle():
 
 def test_a_learner_knows_streams_image_sets_and_backbones_only():
     allowed = GROUND | {"data", "backbones", "features", "learners", "runs", "outputs", "metrics"}
-    allowed |= {"precision", "attachments", "masked"}
+    allowed |= {"precision", "attachments", "masked", "answers"}
     for path in sorted((CODE / "learners").glob("*.py")):
         names = imports_of(path)
         rooms = {room_of(name) for name in names if name.startswith("cilkit.")}
@@ -119,8 +119,9 @@ def test_rooms_stay_small():
     assert not {name: n for name, n in lengths.items() if n > 350}, "split a file that has more than one purpose"
     # The aim was 8,000 for the road and its methods. On top came twenty real benchmarks, three toolboxes' files, more
     # learners, live language models, painting on many machines with what curates and repairs it, and then seven
-    # learners from scratch, four plug-ins that replay, and the networks and generators that they need.
-    assert sum(lengths.values()) <= 17200
+    # learners from scratch, four plug-ins that replay, and the networks and generators that they need; then a
+    # classifier that writes, with vision-language models of transformers taken apart for it.
+    assert sum(lengths.values()) <= 18200
 
 
 def test_nothing_is_unpickled():

@@ -48,6 +48,15 @@ CASES: dict[str, dict] = {
     "der": {"total": 12, "minibatch_size": 6},  # full within the first task
     "foster": {"boosting_epochs": 1, "compression_epochs": 2},
     "gdumb": {"total": 20},
+    "gmm": {
+        "per_class": 2,
+        "balanced": True,
+        "train": "language",
+        "lr": 0.02,
+        "warmup": 2,
+        "epochs": 6,
+        "batch_size": 4,
+    },
     "nearest_mean": {},
     "podnet": {"proxies": 3, "milestones": (), "tuning_epochs": 1},
     "ranpac": {"projection": 40},
@@ -100,7 +109,22 @@ def case(name: str, seed=0, **changes) -> learners.Learner:
     images = {"images": image_set(seed=7)} if getattr(found, "takes_images", False) else {}
     if getattr(found, "paints_itself", False):
         images = {"images": Painter()}
-    return learners.create(name, network, seed=seed, **images, **hyper)
+    words = {"captioner": captioner(network), "text_encoder": letters} if learners.writes(name) else {}
+    return learners.create(name, network, seed=seed, **images, **words, **hyper)
+
+
+def captioner(network, classes=6):
+    """A language model of random weights that reads a backbone's tokens."""
+    from cilkit.captioning import assembled
+
+    captions = [f"this is a photo of a class {c}." for c in range(classes)]
+    return assembled.create(network, captions, dim=16, depth=1, seed=0)
+
+
+def letters(texts):
+    """A text encoder: how often each letter, digit or space occurs, of length one; (n, 37)."""
+    found = np.array([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz0123456789 "] for text in texts])
+    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
 
 
 def learn(learner, tasks):

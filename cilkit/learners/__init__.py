@@ -31,6 +31,7 @@ __all__ = [
     "recipes_of",
     "settings",
     "takes_images",
+    "writes",
 ]
 
 
@@ -120,6 +121,11 @@ def paints_itself(learner: str | type[Learner]) -> bool:
     return getattr(find(learner), "paints_itself", False)
 
 
+def writes(learner: str | type[Learner]) -> bool:
+    """Whether the learner writes its answers, for which the caller gives a captioner and a text encoder."""
+    return getattr(find(learner), "writes", False)
+
+
 def settings(learner: str | type[Learner], hyper: dict[str, Any]) -> dict[str, Any]:
     """The learner's parameters, complete and checked, without importing torch. UserError for an unknown one."""
     return dataclasses.asdict(find(learner).Hyper(**_checked(learner, hyper)))
@@ -137,17 +143,20 @@ def create(
     """A learner on a backbone.
 
     seed_init, seed_data: initialisation of the heads and order of the data; `seed` stands for whichever is not given.
-    hyper:                the learner's parameters; `images=` is the image set of learners that replay one.
+    hyper:                the learner's parameters; `images=` is the image set of learners that replay one,
+                          `captioner=` and `text_encoder=` those of learners that write.
     """
-    images = {"images": hyper.pop("images")} if "images" in hyper else {}
+    given = {name: hyper.pop(name) for name in ("images", "captioner", "text_encoder") if name in hyper}
     seeds = {
         "seed_init": seed if seed_init is None else seed_init,
         "seed_data": seed if seed_data is None else seed_data,
     }
     made = find(learner)
-    if images and not getattr(made, "takes_images", False):
+    if "images" in given and not getattr(made, "takes_images", False):
         raise UserError(f"{made.__name__} replays no synthetic images; leave `images` out")
-    return made(backbone, **seeds, **images, **_checked(learner, hyper))
+    if given.keys() & {"captioner", "text_encoder"} and not writes(made):
+        raise UserError(f"{made.__name__} writes nothing; leave `captioner` and `text_encoder` out")
+    return made(backbone, **seeds, **given, **_checked(learner, hyper))
 
 
 def _checked(learner: str | type[Learner], hyper: dict[str, Any]) -> dict[str, Any]:

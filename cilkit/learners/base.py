@@ -189,6 +189,12 @@ class Learner:
         """The terms of the loss by name; their sum is minimised."""
         raise NotImplementedError
 
+    def descend(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The gradients of the loss; its terms, detached."""
+        terms = self.loss(batch)
+        sum(terms.values()).backward()
+        return {name: term.detach() for name, term in terms.items()}
+
     def before_step(self, batch: Batch) -> None:
         """Between backward pass and optimiser: clipping."""
 
@@ -213,7 +219,8 @@ class Learner:
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
         self.sizes = state["sizes"].tolist()
-        self.backbone.load_state_dict(part(state, "backbone."))
+        if weights := part(state, "backbone."):  # some methods keep none of a backbone that never changes
+            self.backbone.load_state_dict(weights)
         self.backbone.forwarded.clear()
         self.backbone.forwarded.update({kind: int(count) for kind, count in part(state, "forwarded.").items()})
         self.bank.load(part(state, "bank."))
@@ -270,15 +277,13 @@ class Learner:
         sums: Counter = Counter()
         totals = []  # of each batch: tensors, so that nothing waits for the device
         for batch in self.batches(task, epoch):
-            terms = self.loss(batch)
-            total = sum(terms.values())
             self._optimiser.zero_grad(set_to_none=True)
-            total.backward()
+            terms = self.descend(batch)
             self.before_step(batch)
             self._optimiser.step()
             self.after_step(batch)
-            sums.update({name: term.detach() for name, term in terms.items()})
-            totals.append(total.detach())
+            sums.update(terms)
+            totals.append(sum(terms.values()))
         losses = {name: float(value) / len(totals) for name, value in sums.items()}
         for name, value in losses.items():
             if not abs(value) < DIVERGED:

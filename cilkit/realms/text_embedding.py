@@ -51,7 +51,14 @@ class TextEncoder:
 
     kind, threshold = "embedding", 0.9
 
-    def __init__(self, name: str, template: str = "{name}", revision: str | None = None, device: str = ""):
+    def __init__(
+        self,
+        name: str,
+        template: str = "{name}",
+        revision: str | None = None,
+        device: str = "",
+        truncate: bool = False,
+    ):
         import torch
         from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
 
@@ -80,9 +87,11 @@ class TextEncoder:
         self._model = model.to(self._device, torch.float32).eval()
         self._limit = getattr(getattr(config, "text_config", config), "max_position_embeddings", 0)
         self.id, self._template = f"{name}@{revision}" if revision else str(name), template
+        self._truncate = truncate and self._limit
 
     def embed(self, names: Sequence[str]) -> np.ndarray:
-        """Embeddings of length one, float32 (n, dim). UserError for a name of more tokens than the encoder reads."""
+        """Embeddings of length one, float32 (n, dim). UserError for a name of more tokens than the encoder reads,
+        unless it truncates."""
         texts = [self._template.format(name=name) for name in names]
         parts = [self._batch(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
         return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
@@ -95,7 +104,8 @@ class TextEncoder:
     def _batch(self, texts: list[str]) -> np.ndarray:
         import torch
 
-        tokens = self._tokenizer(texts, return_tensors="pt", padding=True)
+        cut = {"truncation": True, "max_length": self._limit} if self._truncate else {}
+        tokens = self._tokenizer(texts, return_tensors="pt", padding=True, **cut)
         lengths = tokens["attention_mask"].sum(1)  # (n,)
         if 0 < self._limit < lengths.max():
             longest = texts[int(lengths.argmax())]

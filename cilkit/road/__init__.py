@@ -10,6 +10,7 @@ notebook before (`params/03_pretraining/foreseen.yaml`): then what that file des
 heavy is imported unless something has to be made.
 """
 
+from cilkit.road.answering import Aligned, answer, prealign
 from cilkit.road.curating import curate, score
 from cilkit.road.described import images_of, realm_of
 from cilkit.road.foreseeing import correct, foresee, freeze, without_overlap
@@ -19,6 +20,8 @@ from cilkit.road.painting import paint, painter_of
 from cilkit.road.pretraining import Pretrained, pretrain
 
 __all__ = [
+    "Aligned",
+    "answer",
     "Pretrained",
     "compare",
     "correct",
@@ -31,6 +34,7 @@ __all__ = [
     "paint",
     "painter_of",
     "parameters_of",
+    "prealign",
     "pretrain",
     "probe",
     "realm_of",

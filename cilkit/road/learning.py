@@ -74,6 +74,8 @@ def run(
     precision: str = "float32",
     compile: bool = False,
     generator: str = "",
+    captioner: Any = None,
+    text_encoder: str = "embedded",
     **hyper: Any,
 ):
     """Learn a stream with a learner; a `Run` (accuracy matrix, outputs, features on disk) with `.artifact`.
@@ -86,6 +88,8 @@ def run(
               learner's `repaint: true` they are painted again for every task, by the generator that painted these.
               For `source: unlabelled` "real:BENCHMARK", the training images of a benchmark or of folder:PATH.
     generator: where that one lies, if it was a folder of your own. No part of the identity: its digest is checked.
+    captioner: for learners that write: what `prealign` made for this backbone; a backbone "vlm:NAME" brings its own.
+    text_encoder: for learners that write: "embedded", or a name or folder (see `cilkit.captioning.text_encoders`).
     keep:     of "logits", "features", "backbone", what is kept even where the run then passes 200 MB.
     look_ahead: also measure, at the price of forward passes, how well the features tell each task's classes apart
               before it is learnt: forward transfer of the representation.
@@ -106,6 +110,14 @@ def run(
     settings = learners.settings(learner, hyper)
     if images is not None and learners.paints_itself(learner):
         raise UserError(f"{name} trains a generator of its own; leave `images` out")
+    writing = None
+    if learners.writes(learner):
+        from cilkit.road.answering import Writing
+
+        writing = Writing(captioner, text_encoder, weights)
+        inputs |= writing.inputs
+    elif captioner is not None:
+        raise UserError(f"{name} writes nothing; leave `captioner` out")
     found = {}
     numbers.check(precision)
     if learners.find(learner).always_frozen(settings):  # its features are made once for all such runs
@@ -125,6 +137,7 @@ def run(
         "compile": compile,
         "keep": sorted(keep),
         "look_ahead": look_ahead,
+        **(writing.identity if writing else {}),
     }
 
     def make(work: artifacts.Work) -> None:
@@ -135,6 +148,7 @@ def run(
         with threads_set_to(threads):
             network = numbers.prepare(weights.load().to(device_of(device)), precision, compile)
             extra = {} if images is None else {"images": images}
+            extra |= writing.load(network, precision) if writing else {}
             if learners.paints_itself(learner):
                 extra["images"] = _own_painter(settings, network.device)
             elif images is not None and settings.get("repaint"):
@@ -251,7 +265,8 @@ def compare(
         own = {key: value for key, value in hyper.items() if key in declared[names[arm]]}
         own |= (settings or {}) if names[arm] == learner else {}
         given = of_run | own | {key: value for key, value in arms[arm].items() if key != "learner"}
-        return given if known.takes_images(names[arm]) else {k: v for k, v in given.items() if k != "images"}
+        given |= {} if known.takes_images(names[arm]) else {"images": None}
+        return given if known.writes(names[arm]) else given | {"captioner": None}
 
     given = {arm: of(arm) for arm in arms}
     for arm, values in given.items():  # all are checked before the first is run
@@ -260,7 +275,7 @@ def compare(
     if joint_epochs:
         longer = {key: hyper[key] for key in hyper if key in known.settings("finetune", {})}
         longer |= {"epochs": joint_epochs, "milestones": [round(0.8 * joint_epochs)]}
-        runs["joint"] = run("finetune", on.joint(), **{**of_run, "images": None} | longer)
+        runs["joint"] = run("finetune", on.joint(), **{**of_run, "images": None, "captioner": None} | longer)
     return runs
 
 

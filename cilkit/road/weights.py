@@ -11,6 +11,7 @@ from cilkit.errors import UserError
 from cilkit.road.inputs import upstream
 from cilkit.road.pretraining import Pretrained
 
+VLM = "vlm:"  # before a vision-language model of transformers, a folder or a name on the hub
 STAGE = "backbone/"  # how the name of such an artifact begins
 
 
@@ -28,6 +29,13 @@ class Weights:
             return
         self.source = backbone
         prefix, _, place = backbone.partition(":")
+        if backbone.startswith(VLM):
+            folder = _on_disk(place)
+            files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json")) if folder else []
+            self.source = f"{VLM}{folder or place}"
+            what = {"sha256": [artifacts.sha256_of(file) for file in files]} if folder else {"name": place}
+            self.identity = {"backbone": "vlm", **what, "model_args": model_args or {}}
+            return
         by_file = bool(place) and prefix in (*architectures.WEIGHTS, "local-dir")  # "slca_vit_b16_mocov3:FILE"
         path = _on_disk(place if by_file else backbone)
         resolved, args = architectures.resolve(arch, model_args)
@@ -52,6 +60,10 @@ class Weights:
 
         if isinstance(self.source, Pretrained):
             return self.source.load()
+        if self.source.startswith(VLM):
+            from cilkit.captioning import vlm
+
+            return vlm.load(self.source.removeprefix(VLM), **(self.model_args or {}))
         return backbones.load(self.source, seed=self.seed, arch=self.arch, model_args=self.model_args)
 
 

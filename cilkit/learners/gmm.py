@@ -1,0 +1,396 @@
+"""GMM, "Generative Multi-modal Models are Good Class-Incremental Learners" (Cao, Lu, Huang, Liu, Cheng, CVPR 2024).
+
+No classifier. A model that reads images and writes text is tuned, task after task, to answer "this is a photo of a
+[CLS].": cross-entropy over the answer's tokens, from which the projection alone learns, between a frozen image encoder
+and a frozen language model. A text encoder embeds the answer and the names of the classes seen; the nearest name is the
+prediction. Values and steps: read in the official code (MiniGPT-4 with Vicuna-7B, ImageNet-R). What differs here:
+
+- greedy decoding, each answer ended by itself. The code samples at temperature 0.01 and stops a batch when its first
+  answer ends, which cuts the others short (109 of 255 bad answers, computed from its outputs);
+- answers are parsed by pattern, not at fixed places (`cilkit.answers`);
+- beside the head "written" (free text, nearest name) stands "constrained": log p(answer) of every name seen.
+
+What stands in for the large model is not this file's matter: `captioner` and `text_encoder` are given by the caller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from cilkit import answers, precision
+from cilkit.data import transforms
+from cilkit.errors import UserError
+from cilkit.learners.base import Batch, Learner, derive, part
+from cilkit.learners.memory import Memory, herd
+from cilkit.learners.rehearsal import unit
+from cilkit.outputs import Outputs
+
+if TYPE_CHECKING:
+    import torch
+
+    from cilkit.backbones import Backbone
+    from cilkit.data import ImageSet, Stream, Task
+
+
+class AnswerGenerator(Protocol):
+    """Images -> texts, and a loss on image-answer pairs. `cilkit.captioning.Captioner` is one."""
+
+    look: Callable[[Backbone, torch.Tensor, str], torch.Tensor]  # backbone, images, kind -> (batch, tokens, width)
+
+    def train_only(self, part: str, rank: int, recompute: bool) -> None: ...
+    def learnt(self) -> Iterator[tuple[str, torch.nn.Parameter]]: ...
+    def padded(self, texts: Sequence[str]) -> torch.Tensor: ...
+    def nll(self, tokens: torch.Tensor, padded: torch.Tensor) -> torch.Tensor: ...
+    def write(self, tokens: torch.Tensor) -> list[str]: ...
+    def trie_of(self, texts: Sequence[str]) -> Any: ...
+    def score(self, tokens: torch.Tensor, trie: Any) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class GMMHyper:
+    """Ours, for the embedded captioner and few classes; the released values stand in RECIPES["released"]."""
+
+    epochs: int = 4  # a task; 0: zero-shot, nothing is tuned
+    batch_size: int = 32
+    micro_batch: int = 0  # images a backward pass, their gradients summed to the batch's; 0: all at once
+    lr: float = 1e-3
+    warmup_lr: float = 1e-5  # of the first step
+    final_lr: float = 1e-4  # where the cosine ends
+    warmup: int = 20  # steps
+    weight_decay: float = 0.05  # not on biases and other vectors (read)
+    train: str = "projection"  # read; or "lora", "language" (projection and language model)
+    rank: int = 8  # of the LoRAs (ours)
+    recompute: bool = False  # activation checkpointing: less memory, a third more time
+    augment: bool = (
+        False  # training images anew in every epoch, as read; False: each encoded once, and kept for the task
+    )
+    balanced: bool = False  # an old class's exemplars as often in an epoch as a new class's images (ours)
+    per_class: int = 0  # exemplars kept a class. The released run: 2,000 in all
+    total: int = 0  # if > 0: exemplars in all
+    budget: int = 0  # if > 0: bytes for all exemplars
+    sentence: str = answers.SENTENCE
+    names: str = (
+        "spaced"  # "spaced": underscores as spaces (ours); "plain": as they stand (read); "shuffled": a control
+    )
+    template: str = "{}"  # what names and answers are put into before they are embedded; bare names (read)
+    constrained: bool = True  # also score every name seen, the head "constrained"
+    recipe: str = "none"
+    image_size: int = 0
+    recipe_of: str = "paper"  # whose: see RECIPES
+    leaks: tuple[str, ...] = ()  # known leaks to switch on: this learner has none
+
+    def __post_init__(self) -> None:
+        if self.names not in ("spaced", "plain", "shuffled"):
+            raise UserError(f"names is {self.names!r}; expected 'spaced', 'plain' or 'shuffled'")
+        if self.train not in ("projection", "lora", "language"):
+            raise UserError(f"train is {self.train!r}; expected 'projection', 'lora' or 'language'")
+        if min(self.epochs, self.micro_batch, self.per_class, self.total, self.budget, self.warmup) < 0:
+            raise UserError("epochs, micro_batch, per_class, total, budget and warmup must not be negative")
+        if self.template.count("{}") != 1:
+            raise UserError(f"template is {self.template!r}; expected one {{}} for the name")
+        answers.Sentence(self.sentence)
+
+
+class GMM(Learner):
+    """captioner:    an AnswerGenerator, whose image encoder is the backbone.
+    text_encoder: texts -> unit vectors, float32 (n, dim).
+    """
+
+    default_head = "written"
+    Hyper = GMMHyper
+    protocols = ("class", "domain")
+    writes = True  # the caller gives captioner and text_encoder
+    RECIPES = {
+        # Read in train.py and minigpt4_stage2_finetune.yaml; the epochs in a released log.
+        "released": {
+            "epochs": 5, "batch_size": 2, "lr": 3e-6, "warmup_lr": 1e-7, "final_lr": 1e-6, "warmup": 200,
+            "weight_decay": 0.05, "augment": True, "total": 2000, "names": "plain", "recipe": "gmm", "image_size": 224,
+        },
+    }  # fmt: skip
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        captioner: AnswerGenerator | None = None,
+        text_encoder: answers.Encoder | None = None,
+        **settings: Any,
+    ) -> None:
+        if captioner is None or text_encoder is None:
+            raise UserError(
+                "a learner that writes needs captioner= (cilkit.prealign makes one; a backbone 'vlm:NAME' has one) and "
+                "text_encoder="
+            )
+        self.captioner, self.text_encoder = captioner, text_encoder
+        super().__init__(backbone, **settings)
+
+    def build(self) -> None:
+        h = self.hyper
+        self.backbone.requires_grad_(False)
+        self.norm_statistics = "frozen"
+        self.captioner.train_only(h.train, h.rank, h.recompute)
+        self.sentence = answers.Sentence(h.sentence)
+        self.memory = Memory(h.per_class, h.total, h.budget)
+        self.tokens_shape = (0, 0)  # of an image: tokens, width
+
+    @classmethod
+    def always_frozen(cls, settings: dict[str, Any]) -> bool:
+        return False
+
+    @property
+    def frozen(self) -> bool:
+        return True
+
+    @property
+    def remembers(self) -> bool:
+        return bool(self.hyper.per_class or self.hyper.total or self.hyper.budget)
+
+    # ------------------------------------------------------------ names
+
+    def names(self, all_names: Sequence[str]) -> list[str]:
+        """What the stream's classes are called in answers. Shuffled: each by another's name, drawn once."""
+        names = list(all_names)
+        if self.hyper.names == "shuffled":
+            cycle = np.random.default_rng(derive(self.seed_init, "names")).permutation(len(names))
+            theirs = np.empty_like(cycle)
+            theirs[cycle] = np.roll(cycle, 1)  # along one random cycle: no class keeps its own
+            names = [names[other] for other in theirs]
+        return names if self.hyper.names == "plain" else [name.replace("_", " ") for name in names]
+
+    def sentences(self, all_names: Sequence[str]) -> list[str]:
+        """The answers for the classes seen, by label."""
+        return [self.sentence.fill(name) for name in self.names(all_names)[: self.seen]]
+
+    # ------------------------------------------------------------ learning
+
+    def begin_task(self, task: Task) -> None:
+        """Encode the task's images and the exemplars once, where they are shown as they are."""
+        self.memory.each = int(task.train.source.sizes.astype(np.int64).prod(1).max(initial=0)) * 3
+        if self.remembers:
+            self.memory.room(self.seen)  # a budget too small is said before an epoch is learnt
+        self.table = self.captioner.padded(self.sentences(task.train.class_names))  # (seen, length)
+        self.encoded = None
+        if not self.hyper.augment and self.epochs:
+            self.encoded = self.features(self.shown(task), "statistics")  # (n, tokens * width)
+
+    def embed(self, images: torch.Tensor, kind: str) -> torch.Tensor:
+        """(batch, tokens * width): all tokens of an image in a row."""
+        tokens = self.captioner.look(self.backbone, images, kind)
+        self.tokens_shape = tuple(tokens.shape[1:])
+        return tokens.flatten(1)
+
+    def shown(self, task: Task) -> ImageSet:
+        """The task's images, then the exemplars."""
+        new, kept = task.train, self.memory.of(task.train)
+        return new.at(np.append(new.index, kept.index), np.append(new.labels, kept.labels))
+
+    def training_set(self, task: Task) -> ImageSet:
+        """What an epoch goes through; balanced, exemplars are repeated."""
+        shown = self.shown(task)
+        return shown.select(self._places(task))
+
+    def _places(self, task: Task) -> np.ndarray:
+        """Places in `shown`, int64: once each, or exemplars as often as brings their class to the new classes' size."""
+        old = np.arange(len(self.memory)) + len(task.train)
+        return np.append(np.arange(len(task.train)), np.tile(old, self._times(task, len(old))))
+
+    def _times(self, task: Task, exemplars: int) -> int:
+        """How often an epoch shows each exemplar."""
+        if not (self.hyper.balanced and exemplars):
+            return 1
+        new, old = len(task.train) / len(task.classes), exemplars / task.classes.start  # images a class
+        return max(1, round(new / old))
+
+    def batches(self, task: Task, epoch: int) -> Iterator[Batch]:
+        """With cached tokens, a batch's `images` are tokens (batch, tokens, width)."""
+        if self.encoded is None:
+            yield from super().batches(task, epoch)
+            return
+        import torch
+
+        labels, places = self.shown(task).labels, self._places(task)
+        order = derive(self.seed_data, task.index, "order")
+        for rows in transforms.batches(len(places), self.hyper.batch_size, order, epoch):
+            rows = places[rows]
+            tokens = torch.from_numpy(self.encoded[rows]).to(self.backbone.device).unflatten(1, self.tokens_shape)
+            yield Batch(tokens, torch.from_numpy(labels[rows]).to(self.backbone.device))
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Cross-entropy a token, over the answers' tokens alone."""
+        padded = self.table[batch.labels]  # (batch, length)
+        return {"answer": self.captioner.nll(self._tokens(batch), padded).sum() / (padded >= 0).sum()}
+
+    def _tokens(self, batch: Batch) -> torch.Tensor:
+        """(batch, tokens, width)"""
+        if self.encoded is not None:
+            return batch.images
+        import torch
+
+        with torch.no_grad():
+            return self.embed(batch.images, "student").unflatten(1, self.tokens_shape)
+
+    def descend(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The gradients of `loss`, some images at a time: each part weighs as many tokens as it has."""
+        size = self.hyper.micro_batch or len(batch.labels)
+        if size >= len(batch.labels):
+            return super().descend(batch)
+        whole, total = (self.table[batch.labels] >= 0).sum(), 0.0
+        for images, labels in zip(batch.images.split(size), batch.labels.split(size), strict=True):
+            some = Batch(images, labels)
+            share = self.loss(some)["answer"] * (self.table[labels] >= 0).sum() / whole
+            share.backward()
+            total = total + share.detach()
+        return {"answer": total}
+
+    def optimiser(self, task: Task):
+        """A fresh AdamW and schedule for every task (read); vectors, such as biases, do not decay."""
+        h, learning = self.hyper, self.trained_parameters()
+        groups = [
+            {"params": [p for p in learning if p.ndim > 1], "weight_decay": h.weight_decay},
+            {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        made = precision.adamw([group for group in groups if group["params"]], self.backbone.device, lr=h.lr)
+        steps = math.ceil(len(self._places(task)) / h.batch_size)
+        self.schedule = WarmCosine(made, steps, h.epochs, h.lr, h.warmup_lr, h.final_lr, h.warmup)
+        return made, self.schedule
+
+    def trained_parameters(self) -> list[torch.nn.Parameter]:
+        return [value for _, value in self.captioner.learnt()]
+
+    def before_step(self, batch: Batch) -> None:
+        self.schedule.before_step()
+
+    def end_task(self, task: Task) -> None:
+        """Herd the new classes' exemplars by their mean tokens, as iCaRL does; how the paper chose is not known."""
+        if not self.remembers:
+            return
+        if not task.classes:
+            raise UserError("exemplars are kept by class, and this task brings no new one; set per_class to 0")
+        self.memory.shrink(self.seen)
+        found = self.encoded[: len(task.train)] if self.encoded is not None else self.features(task.train, "statistics")
+        features = unit(self._pooled(found))
+        for label in task.classes:
+            rows = np.flatnonzero(task.train.labels == label)
+            self.memory.add(task.train.select(rows[herd(features[rows], self.memory.room(self.seen))]))
+        self.encoded = None
+
+    def _pooled(self, features: np.ndarray) -> np.ndarray:
+        """Mean tokens, float32 (n, width)."""
+        return features.reshape(len(features), *self.tokens_shape).mean(1)
+
+    # ------------------------------------------------------------ answering
+
+    def predict(self, images: ImageSet) -> Outputs:
+        """Heads "written": cosines of the name that was written to each name seen, times 100; "constrained": log p of
+        each name's answer. `texts` are the answers as they were written."""
+        import torch
+
+        self._check_labels(images)
+        features = self.features(images, "test")  # (n, tokens * width)
+        names = self.names(images.class_names)[: self.seen]
+        matcher = answers.NameMatcher(names, self.text_encoder, self.hyper.template, self.hyper.names != "plain")
+        trie = self.captioner.trie_of(self.sentences(images.class_names)) if self.hyper.constrained else None
+        texts, scores = [], []
+        for start in range(0, len(features), self.test_batch):
+            rows = torch.from_numpy(features[start : start + self.test_batch]).to(self.backbone.device)
+            tokens = rows.unflatten(1, self.tokens_shape)
+            texts += self.captioner.write(tokens)
+            if trie is not None:
+                scores.append(self.captioner.score(tokens, trie).cpu().numpy())
+        written = matcher.scores([self.sentence.parse(text) for text in texts])
+        heads = {"written": np.float32(answers.SCALE) * written}  # (n, seen)
+        heads |= {"constrained": np.concatenate(scores)} if scores else {}
+        return Outputs(images.index, images.labels, heads, self._pooled(features), texts=texts)
+
+    def heads(self):
+        raise NotImplementedError("a model that writes has no head over features; ask for `predict`")
+
+    # ------------------------------------------------------------ keeping and counting
+
+    def state(self) -> dict[str, torch.Tensor]:
+        import torch
+
+        state = {name: value for name, value in super().state().items() if not name.startswith("backbone.")}
+        state |= {f"learnt.{name}": value for name, value in self.captioner.learnt()}
+        memory = {f"memory.{name}": torch.from_numpy(value) for name, value in self.memory.state().items()}
+        return state | memory | {"tokens_shape": torch.tensor(self.tokens_shape)}
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        import torch
+
+        super().load(state)
+        learnt = part(state, "learnt.")
+        with torch.no_grad():
+            for name, value in self.captioner.learnt():
+                value.copy_(learnt[name])
+        self.memory.load({name: value.numpy() for name, value in part(state, "memory.").items()})
+        self.tokens_shape = tuple(state["tokens_shape"].tolist())
+
+    def declared(self, stream: Stream) -> dict[str, int]:
+        """Each task's images and the exemplars before it once through the image encoder ("statistics"); augmented, once
+        an epoch ("student"), and the images once more to choose exemplars. Every test image once."""
+        answers.check_names(stream.class_names)
+        if stream.domain and self.remembers:
+            raise UserError("exemplars are kept by class, and domains share their classes; set per_class to 0")
+        h, tasks = self.hyper, list(stream)
+        self.memory.each = int(stream.train.source.sizes.astype(np.int64).prod(1).max(initial=0)) * 3
+        kept = [0] * len(tasks)
+        if self.remembers:
+            for t, task in enumerate(tasks[:-1]):
+                room = self.memory.room(task.seen)
+                kept[t + 1] = int(np.minimum(stream.train.counts[: task.seen], room).sum())
+            self.memory.room(tasks[-1].seen)
+        shown = sum(len(task.train) + old for task, old in zip(tasks, kept, strict=True))
+        counts = {"student": 0, "statistics": shown if h.epochs else 0}
+        if h.augment:
+            repeated = sum(
+                len(task.train) + old * self._times(task, old) for task, old in zip(tasks, kept, strict=True)
+            )
+            counts = {"student": h.epochs * repeated, "statistics": len(stream.train) if self.remembers else 0}
+        return counts | {"test": self.declared_tests(stream)}
+
+    def stored_bytes(self) -> dict[str, int]:
+        return {"exemplars": self.memory.bytes} if self.remembers else {}
+
+    def notes(self) -> dict[str, Any]:
+        parameters = list(self.captioner.parameters())
+        return {
+            "captioner": self.captioner.tag,
+            "captioner bytes": sum(p.nbytes for p in parameters),
+            "parameters tuned": sum(p.numel() for p in self.trained_parameters()),
+        }
+
+
+class WarmCosine:
+    """The learning rate of every step: linear from `start` to `rate` over `warmup` steps, then a cosine over all steps
+    of the task, the warm-up's among them, to `end` (LAVIS's schedule, remembered; its values read).
+
+    `step` is called once an epoch, and brings the count to the epoch's end: a resumed task goes on in its place.
+    """
+
+    def __init__(self, optimiser, steps: int, epochs: int, rate: float, start: float, end: float, warmup: int) -> None:
+        self.optimiser, self.steps, self.epochs = optimiser, steps, epochs
+        self.rate, self.start, self.end, self.warmup = rate, start, end, warmup
+        self.taken = self.finished = 0
+
+    def at(self, step: int) -> float:
+        if step < self.warmup:
+            return self.start + (self.rate - self.start) * step / self.warmup
+        return self.end + (self.rate - self.end) * 0.5 * (1 + math.cos(math.pi * step / (self.steps * self.epochs)))
+
+    def before_step(self) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.at(self.taken)
+        self.taken += 1
+
+    def step(self) -> None:
+        self.finished += 1
+        self.taken = self.finished * self.steps
+
+
+LEARNER = GMM  # what this file's name stands for
