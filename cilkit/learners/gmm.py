@@ -55,12 +55,12 @@ class AnswerGenerator(Protocol):
 class GMMHyper:
     """Ours, for the embedded captioner and few classes; the released values stand in RECIPES["released"]."""
 
-    epochs: int = 4  # a task; 0: zero-shot, nothing is tuned
+    epochs: int = 2  # a task; 0: zero-shot, nothing is tuned
     batch_size: int = 32
     micro_batch: int = 0  # images a backward pass, their gradients summed to the batch's; 0: all at once
-    lr: float = 1e-3
+    lr: float = 4e-3
     warmup_lr: float = 1e-5  # of the first step
-    final_lr: float = 1e-4  # where the cosine ends
+    final_lr: float = 4e-4  # where the cosine ends
     warmup: int = 20  # steps
     weight_decay: float = 0.05  # not on biases and other vectors (read)
     train: str = "projection"  # read; or "lora", "language" (projection and language model)
@@ -69,8 +69,8 @@ class GMMHyper:
     augment: bool = (
         False  # training images anew in every epoch, as read; False: each encoded once, and kept for the task
     )
-    balanced: bool = False  # an old class's exemplars as often in an epoch as a new class's images (ours)
-    per_class: int = 0  # exemplars kept a class. The released run: 2,000 in all
+    balanced: bool = True  # an old class's exemplars as often in an epoch as a new class's images (ours)
+    per_class: int = 20  # exemplars kept a class. The released run: 2,000 in all (read)
     total: int = 0  # if > 0: exemplars in all
     budget: int = 0  # if > 0: bytes for all exemplars
     sentence: str = answers.SENTENCE
@@ -109,7 +109,7 @@ class GMM(Learner):
         # Read in train.py and minigpt4_stage2_finetune.yaml; the epochs in a released log.
         "released": {
             "epochs": 5, "batch_size": 2, "lr": 3e-6, "warmup_lr": 1e-7, "final_lr": 1e-6, "warmup": 200,
-            "weight_decay": 0.05, "augment": True, "total": 2000, "names": "plain", "recipe": "gmm", "image_size": 224,
+            "weight_decay": 0.05, "augment": True, "total": 2000, "balanced": False, "names": "plain", "recipe": "gmm", "image_size": 224,
         },
     }  # fmt: skip
 
