@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cilkit import calibration, metrics, results
+from cilkit import answers, calibration, metrics, results
 from cilkit.errors import UserError
 from cilkit.probes import domain_gap as domain_gap  # found here as well: tables are asked of one module
 from cilkit.probes import image_statistics as image_statistics
@@ -271,6 +271,18 @@ def curves(arms: "Mapping[str, tuple[Run, str | None]]", order: int | None = Non
             (arm, order, int(n), float(value), t + 1) for t, (n, value) in enumerate(zip(seen, stages, strict=True))
         ]
     return pd.DataFrame(rows, columns=["arm", "order", "classes_seen", "accuracy", "after_task"])
+
+
+def answers_by_stage(run: Run) -> "pd.DataFrame":
+    """What a learner that writes says after each task, a row each: images, and `answers.FIGURES` in percent of them."""
+    import pandas as pd
+
+    names, sentence = run.settings["notes"]["names"], answers.Sentence(run.settings["hyper"]["sentence"])
+    rows, seen = [], np.cumsum(run.increments)
+    for t, known in enumerate(seen):
+        written = [sentence.parse(text) for text in run.texts(t)]
+        rows.append({"images": len(written)} | answers.figures(written, run.labels(t), names, int(known)))
+    return pd.DataFrame(rows, index=pd.Index(np.arange(1, len(rows) + 1), name="after task"))
 
 
 def compare_arms(table: "pd.DataFrame", value: str, baseline: str = "") -> "pd.DataFrame":
