@@ -109,7 +109,8 @@ class GMM(Learner):
         # Read in train.py and minigpt4_stage2_finetune.yaml; the epochs in a released log.
         "released": {
             "epochs": 5, "batch_size": 2, "lr": 3e-6, "warmup_lr": 1e-7, "final_lr": 1e-6, "warmup": 200,
-            "weight_decay": 0.05, "augment": True, "total": 2000, "balanced": False, "names": "plain", "recipe": "gmm", "image_size": 224,
+            "weight_decay": 0.05, "augment": True, "total": 2000, "balanced": False, "names": "plain",
+            "recipe": "gmm", "image_size": 224,
         },
     }  # fmt: skip
 
@@ -136,6 +137,7 @@ class GMM(Learner):
         self.captioner.train_only(h.train, h.rank, h.recompute)
         self.sentence = answers.Sentence(h.sentence)
         self.memory = Memory(h.per_class, h.total, h.budget)
+        self.called: list[str] = []  # what the stream's classes are called in answers, those to come among them
         self.tokens_shape = (0, 0)  # of an image: tokens, width
 
     @classmethod
@@ -292,7 +294,8 @@ class GMM(Learner):
 
         self._check_labels(images)
         features = self.features(images, "test")  # (n, tokens * width)
-        names = self.names(images.class_names)[: self.seen]
+        self.called = self.names(images.class_names)
+        names = self.called[: self.seen]
         matcher = answers.NameMatcher(names, self.text_encoder, self.hyper.template, self.hyper.names != "plain")
         trie = self.captioner.trie_of(self.sentences(images.class_names)) if self.hyper.constrained else None
         texts, scores = [], []
@@ -362,6 +365,7 @@ class GMM(Learner):
         return {
             "captioner": self.captioner.tag,
             "captioner bytes": sum(p.nbytes for p in parameters),
+            "names": self.called,
             "parameters tuned": sum(p.numel() for p in self.trained_parameters()),
         }
 
