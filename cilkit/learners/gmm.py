@@ -16,6 +16,7 @@ What stands in for the large model is not this file's matter: `captioner` and `t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
     from cilkit.data import ImageSet, Stream, Task
 
 
+NO_CLASSES = (
+    "exemplars are kept by class, and a domain's classes are those of the others; set per_class, total and budget to 0"
+)
+
+
 class AnswerGenerator(Protocol):
     """Images -> texts, and a loss on image-answer pairs. `cilkit.captioning.Captioner` is one."""
 
@@ -51,8 +57,11 @@ class AnswerGenerator(Protocol):
     def score(self, tokens: torch.Tensor, trie: Any) -> torch.Tensor: ...
 
 
+# ---------------------------------------------------------------- what is shared with the control, gmm_linear.py
+
+
 @dataclass(frozen=True)
-class GMMHyper:
+class TuningHyper:
     """Ours, for the embedded captioner and few classes; the released values stand in RECIPES["released"]."""
 
     epochs: int = 2  # a task; 0: zero-shot, nothing is tuned
@@ -63,54 +72,39 @@ class GMMHyper:
     final_lr: float = 4e-4  # where the cosine ends
     warmup: int = 20  # steps
     weight_decay: float = 0.05  # not on biases and other vectors (read)
-    train: str = "projection"  # read; or "lora", "language" (projection and language model)
-    rank: int = 8  # of the LoRAs (ours)
-    recompute: bool = False  # activation checkpointing: less memory, a third more time
-    augment: bool = (
-        False  # training images anew in every epoch, as read; False: each encoded once, and kept for the task
-    )
+    augment: bool = False  # training images anew in every epoch, as read; else each is encoded once, kept for the task
     balanced: bool = True  # an old class's exemplars as often in an epoch as a new class's images (ours)
     per_class: int = 20  # exemplars kept a class. The released run: 2,000 in all (read)
     total: int = 0  # if > 0: exemplars in all
     budget: int = 0  # if > 0: bytes for all exemplars
-    sentence: str = answers.SENTENCE
-    names: str = (
-        "spaced"  # "spaced": underscores as spaces (ours); "plain": as they stand (read); "shuffled": a control
-    )
-    template: str = "{}"  # what names and answers are put into before they are embedded; bare names (read)
-    constrained: bool = True  # also score every name seen, the head "constrained"
     recipe: str = "none"
     image_size: int = 0
     recipe_of: str = "paper"  # whose: see RECIPES
     leaks: tuple[str, ...] = ()  # known leaks to switch on: this learner has none
 
     def __post_init__(self) -> None:
-        if self.names not in ("spaced", "plain", "shuffled"):
-            raise UserError(f"names is {self.names!r}; expected 'spaced', 'plain' or 'shuffled'")
-        if self.train not in ("projection", "lora", "language"):
-            raise UserError(f"train is {self.train!r}; expected 'projection', 'lora' or 'language'")
-        if min(self.epochs, self.micro_batch, self.per_class, self.total, self.budget, self.warmup) < 0:
-            raise UserError("epochs, micro_batch, per_class, total, budget and warmup must not be negative")
-        if self.template.count("{}") != 1:
-            raise UserError(f"template is {self.template!r}; expected one {{}} for the name")
-        answers.Sentence(self.sentence)
+        least = dict.fromkeys(("epochs", "micro_batch", "lr", "warmup_lr", "final_lr", "warmup", "weight_decay"), 0)
+        for name, value in {**least, "batch_size": 1, "per_class": 0, "total": 0, "budget": 0}.items():
+            if not getattr(self, name) >= value:
+                raise UserError(f"{name} is {getattr(self, name)}; expected {value} or more")
 
 
-class GMM(Learner):
-    """captioner:    an AnswerGenerator, whose image encoder is the backbone.
-    text_encoder: texts -> unit vectors, float32 (n, dim).
+class Tuning(Learner):
+    """Something learns from a frozen image encoder's tokens, task after task.
+
+    captioner:    an AnswerGenerator, whose image encoder is the backbone.
+    text_encoder: texts -> unit vectors, float32 (n, dim); of no use where `matches` is False.
     """
 
-    default_head = "written"
-    Hyper = GMMHyper
+    Hyper = TuningHyper
     protocols = ("class", "domain")
     writes = True  # the caller gives captioner and text_encoder
+    matches = True  # what is written is matched to names
     RECIPES = {
         # Read in train.py and minigpt4_stage2_finetune.yaml; the epochs in a released log.
         "released": {
             "epochs": 5, "batch_size": 2, "lr": 3e-6, "warmup_lr": 1e-7, "final_lr": 1e-6, "warmup": 200,
-            "weight_decay": 0.05, "augment": True, "total": 2000, "balanced": False, "names": "plain",
-            "recipe": "gmm", "image_size": 224,
+            "weight_decay": 0.05, "augment": True, "total": 2000, "balanced": False, "recipe": "gmm", "image_size": 224,
         },
     }  # fmt: skip
 
@@ -122,10 +116,10 @@ class GMM(Learner):
         text_encoder: answers.Encoder | None = None,
         **settings: Any,
     ) -> None:
-        if captioner is None or text_encoder is None:
+        if captioner is None or (self.matches and text_encoder is None):
             raise UserError(
-                "a learner that writes needs captioner= (cilkit.prealign makes one; a backbone 'vlm:NAME' has one) and "
-                "text_encoder="
+                f"learner {self.name!r} needs captioner= (cilkit.prealign makes one; a backbone 'vlm:NAME' has one)"
+                + " and text_encoder=" * self.matches
             )
         self.captioner, self.text_encoder = captioner, text_encoder
         super().__init__(backbone, **settings)
@@ -134,10 +128,7 @@ class GMM(Learner):
         h = self.hyper
         self.backbone.requires_grad_(False)
         self.norm_statistics = "frozen"
-        self.captioner.train_only(h.train, h.rank, h.recompute)
-        self.sentence = answers.Sentence(h.sentence)
         self.memory = Memory(h.per_class, h.total, h.budget)
-        self.called: list[str] = []  # what the stream's classes are called in answers, those to come among them
         self.tokens_shape = (0, 0)  # of an image: tokens, width
 
     @classmethod
@@ -150,32 +141,25 @@ class GMM(Learner):
 
     @property
     def remembers(self) -> bool:
-        return bool(self.hyper.per_class or self.hyper.total or self.hyper.budget)
+        """Whether exemplars are kept; a model that is never tuned has no use for them."""
+        h = self.hyper
+        return bool(h.epochs and (h.per_class or h.total or h.budget))
 
-    # ------------------------------------------------------------ names
+    def learnt(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """The parameters that learn, by name."""
+        raise NotImplementedError
 
-    def names(self, all_names: Sequence[str]) -> list[str]:
-        """What the stream's classes are called in answers. Shuffled: each by another's name, drawn once."""
-        names = list(all_names)
-        if self.hyper.names == "shuffled":
-            cycle = np.random.default_rng(derive(self.seed_init, "names")).permutation(len(names))
-            theirs = np.empty_like(cycle)
-            theirs[cycle] = np.roll(cycle, 1)  # along one random cycle: no class keeps its own
-            names = [names[other] for other in theirs]
-        return names if self.hyper.names == "plain" else [name.replace("_", " ") for name in names]
-
-    def sentences(self, all_names: Sequence[str]) -> list[str]:
-        """The answers for the classes seen, by label."""
-        return [self.sentence.fill(name) for name in self.names(all_names)[: self.seen]]
-
-    # ------------------------------------------------------------ learning
+    def terms(self, labels: torch.Tensor) -> torch.Tensor:
+        """(batch,): of how many terms each image's share of the loss is the mean."""
+        raise NotImplementedError
 
     def begin_task(self, task: Task) -> None:
         """Encode the task's images and the exemplars once, where they are shown as they are."""
-        self.memory.each = int(task.train.source.sizes.astype(np.int64).prod(1).max(initial=0)) * 3
         if self.remembers:
+            if not task.classes:
+                raise UserError(NO_CLASSES)
+            self.memory.each = _bytes_each(task.train)
             self.memory.room(self.seen)  # a budget too small is said before an epoch is learnt
-        self.table = self.captioner.padded(self.sentences(task.train.class_names))  # (seen, length)
         self.encoded = None
         if not self.hyper.augment and self.epochs:
             self.encoded = self.features(self.shown(task), "statistics")  # (n, tokens * width)
@@ -205,12 +189,13 @@ class GMM(Learner):
         """How often an epoch shows each exemplar."""
         if not (self.hyper.balanced and exemplars):
             return 1
-        new, old = len(task.train) / len(task.classes), exemplars / task.classes.start  # images a class
+        new, old = len(task.fresh) / len(task.classes), exemplars / task.classes.start  # images a class
         return max(1, round(new / old))
 
     def batches(self, task: Task, epoch: int) -> Iterator[Batch]:
         """With cached tokens, a batch's `images` are tokens (batch, tokens, width)."""
         if self.encoded is None:
+            self.backbone.eval()  # read: the encoder stays in this mode
             yield from super().batches(task, epoch)
             return
         import torch
@@ -222,12 +207,7 @@ class GMM(Learner):
             tokens = torch.from_numpy(self.encoded[rows]).to(self.backbone.device).unflatten(1, self.tokens_shape)
             yield Batch(tokens, torch.from_numpy(labels[rows]).to(self.backbone.device))
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Cross-entropy a token, over the answers' tokens alone."""
-        padded = self.table[batch.labels]  # (batch, length)
-        return {"answer": self.captioner.nll(self._tokens(batch), padded).sum() / (padded >= 0).sum()}
-
-    def _tokens(self, batch: Batch) -> torch.Tensor:
+    def tokens(self, batch: Batch) -> torch.Tensor:
         """(batch, tokens, width)"""
         if self.encoded is not None:
             return batch.images
@@ -237,21 +217,19 @@ class GMM(Learner):
             return self.embed(batch.images, "student").unflatten(1, self.tokens_shape)
 
     def descend(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """The gradients of `loss`, some images at a time: each part weighs as many tokens as it has."""
+        """The gradients of `loss`, some images at a time: each part weighs as many terms as it has."""
         size = self.hyper.micro_batch or len(batch.labels)
         if size >= len(batch.labels):
             return super().descend(batch)
-        whole, total = (self.table[batch.labels] >= 0).sum(), 0.0
+        whole, total = self.terms(batch.labels).sum(), Counter()
         for images, labels in zip(batch.images.split(size), batch.labels.split(size), strict=True):
-            some = Batch(images, labels)
-            share = self.loss(some)["answer"] * (self.table[labels] >= 0).sum() / whole
-            share.backward()
-            total = total + share.detach()
-        return {"answer": total}
+            share = self.terms(labels).sum() / whole
+            total.update({name: term * share for name, term in super().descend(Batch(images, labels)).items()})
+        return dict(total)
 
     def optimiser(self, task: Task):
         """A fresh AdamW and schedule for every task (read); vectors, such as biases, do not decay."""
-        h, learning = self.hyper, self.trained_parameters()
+        h, learning = self.hyper, [value for _, value in self.learnt()]
         groups = [
             {"params": [p for p in learning if p.ndim > 1], "weight_decay": h.weight_decay},
             {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
@@ -261,29 +239,156 @@ class GMM(Learner):
         self.schedule = WarmCosine(made, steps, h.epochs, h.lr, h.warmup_lr, h.final_lr, h.warmup)
         return made, self.schedule
 
-    def trained_parameters(self) -> list[torch.nn.Parameter]:
-        return [value for _, value in self.captioner.learnt()]
-
     def before_step(self, batch: Batch) -> None:
         self.schedule.before_step()
 
     def end_task(self, task: Task) -> None:
         """Herd the new classes' exemplars by their mean tokens, as iCaRL does; how the paper chose is not known."""
+        encoded, self.encoded = self.encoded, None
         if not self.remembers:
             return
-        if not task.classes:
-            raise UserError("exemplars are kept by class, and this task brings no new one; set per_class to 0")
         self.memory.shrink(self.seen)
-        found = self.encoded[: len(task.train)] if self.encoded is not None else self.features(task.train, "statistics")
-        features = unit(self._pooled(found))
+        new = task.fresh if encoded is None else task.train
+        found = self.features(new, "statistics") if encoded is None else encoded[: len(new)]
+        features = unit(self.pooled(found))
         for label in task.classes:
-            rows = np.flatnonzero(task.train.labels == label)
-            self.memory.add(task.train.select(rows[herd(features[rows], self.memory.room(self.seen))]))
-        self.encoded = None
+            rows = np.flatnonzero(new.labels == label)
+            self.memory.add(new.select(rows[herd(features[rows], self.memory.room(self.seen))]))
 
-    def _pooled(self, features: np.ndarray) -> np.ndarray:
+    def pooled(self, features: np.ndarray) -> np.ndarray:
         """Mean tokens, float32 (n, width)."""
         return features.reshape(len(features), *self.tokens_shape).mean(1)
+
+    # ------------------------------------------------------------ keeping and counting
+
+    def state(self) -> dict[str, torch.Tensor]:
+        import torch
+
+        state = {name: value for name, value in super().state().items() if not name.startswith("backbone.")}
+        state |= {f"learnt.{name}": value for name, value in self.learnt()}
+        memory = {f"memory.{name}": torch.from_numpy(value) for name, value in self.memory.state().items()}
+        return state | memory | {"tokens_shape": torch.tensor(self.tokens_shape)}
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        import torch
+
+        super().load(state)
+        learnt = part(state, "learnt.")
+        with torch.no_grad():
+            for name, value in self.learnt():
+                value.copy_(learnt[name])
+        self.memory.load({name: value.numpy() for name, value in part(state, "memory.").items()})
+        self.tokens_shape = tuple(state["tokens_shape"].tolist())
+
+    def declared(self, stream: Stream) -> dict[str, int]:
+        """Each task's images and the exemplars before it once through the image encoder ("statistics"); augmented, once
+        an epoch ("student"), and the images once more to choose exemplars. Every test image once."""
+        if stream.domain and self.remembers:
+            raise UserError(NO_CLASSES)
+        h, tasks = self.hyper, list(stream)
+        kept = [0] * len(tasks)  # exemplars before each task
+        if self.remembers:
+            self.memory.each = _bytes_each(stream.train)
+            rooms = [self.memory.room(task.seen) for task in tasks]
+            seen = zip(tasks[:-1], rooms, strict=False)
+            kept[1:] = [int(np.minimum(stream.train.counts[: task.seen], room).sum()) for task, room in seen]
+        counts = {"student": 0, "statistics": 0}
+        for task, old in zip(tasks, kept, strict=True):
+            if h.augment:
+                counts["student"] += h.epochs * (len(task.train) + old * self._times(task, old))
+                counts["statistics"] += len(task.fresh) if self.remembers else 0
+            elif h.epochs:  # in a cumulative stream the exemplars are among the task's images
+                counts["statistics"] += len(task.train) + (0 if stream.kind == "cumulative" else old)
+        return counts | {"test": self.declared_tests(stream)}
+
+    def stored_bytes(self) -> dict[str, int]:
+        return {"exemplars": self.memory.bytes} if self.remembers else {}
+
+    def notes(self) -> dict[str, Any]:
+        return {
+            "captioner": self.captioner.tag,
+            "captioner bytes": sum(p.nbytes for p in self.captioner.parameters()),
+            "parameters tuned": sum(p.numel() for _, p in self.learnt()),
+        }
+
+
+def _bytes_each(images: ImageSet) -> int:
+    """Bytes of one exemplar: of the largest image of the whole set."""
+    return int(images.source.sizes.astype(np.int64).prod(1).max(initial=0)) * 3
+
+
+# ---------------------------------------------------------------- the method
+
+
+@dataclass(frozen=True)
+class GMMHyper(TuningHyper):
+    train: str = "projection"  # read; or "lora", "language" (projection and language model)
+    rank: int = 8  # of the LoRAs (ours)
+    recompute: bool = False  # activation checkpointing: less memory, a third more time
+    sentence: str = answers.SENTENCE
+    names: str = "spaced"  # underscores as spaces (ours); "plain": as they stand (read); "shuffled": a control
+    template: str = "{}"  # what names and answers are put into before they are embedded; bare names (read)
+    constrained: bool = True  # also score every name seen, the head "constrained"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.names not in ("spaced", "plain", "shuffled"):
+            raise UserError(f"names is {self.names!r}; expected 'spaced', 'plain' or 'shuffled'")
+        if self.train not in ("projection", "lora", "language"):
+            raise UserError(f"train is {self.train!r}; expected 'projection', 'lora' or 'language'")
+        if self.rank < 1:
+            raise UserError(f"rank is {self.rank}; expected 1 or more")
+        if self.template.count("{}") != 1:
+            raise UserError(f"template is {self.template!r}; expected one {{}} for the name")
+        answers.Sentence(self.sentence)
+
+
+class GMM(Tuning):
+    default_head = "written"
+    Hyper = GMMHyper
+    RECIPES = {"released": {"names": "plain"}}  # beside what is shared
+
+    def build(self) -> None:
+        h = self.hyper
+        super().build()
+        self.captioner.train_only(h.train, h.rank, h.recompute)
+        self.sentence = answers.Sentence(h.sentence)
+        self.called: list[str] = []  # what the stream's classes are called in answers, those to come among them
+
+    def learnt(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return self.captioner.learnt()
+
+    # ------------------------------------------------------------ names
+
+    def call(self, all_names: Sequence[str]) -> list[str]:
+        """Decide what the stream's classes are called in answers, and give the answers for those seen, by label.
+
+        Shuffled: each by another's name, drawn once. UserError for names that no answer could tell apart.
+        """
+        answers.check_names(all_names)
+        names = list(all_names)
+        if self.hyper.names == "shuffled":
+            cycle = np.random.default_rng(derive(self.seed_init, "names")).permutation(len(names))
+            theirs = np.empty_like(cycle)
+            theirs[cycle] = np.roll(cycle, 1)  # along one random cycle: no class keeps its own
+            names = [names[other] for other in theirs]
+        self.called = names if self.hyper.names == "plain" else [name.replace("_", " ") for name in names]
+        return [self.sentence.fill(name) for name in self.called[: self.seen]]
+
+    # ------------------------------------------------------------ learning
+
+    def begin_task(self, task: Task) -> None:
+        self.table = self.captioner.padded(self.call(task.train.class_names))  # (seen, length)
+        super().begin_task(task)
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Cross-entropy a token, over the answers' tokens alone."""
+        nll = self.captioner.nll(self.tokens(batch), self.table[batch.labels])  # (batch,)
+        return {"answer": nll.sum() / self.terms(batch.labels).sum()}
+
+    def terms(self, labels: torch.Tensor) -> torch.Tensor:
+        """Tokens of each image's answer, its end among them."""
+        return (self.table[labels] >= 0).sum(1)
 
     # ------------------------------------------------------------ answering
 
@@ -292,12 +397,11 @@ class GMM(Learner):
         each name's answer. `texts` are the answers as they were written."""
         import torch
 
+        h, sentences = self.hyper, self.call(images.class_names)
         self._check_labels(images)
         features = self.features(images, "test")  # (n, tokens * width)
-        self.called = self.names(images.class_names)
-        names = self.called[: self.seen]
-        matcher = answers.NameMatcher(names, self.text_encoder, self.hyper.template, self.hyper.names != "plain")
-        trie = self.captioner.trie_of(self.sentences(images.class_names)) if self.hyper.constrained else None
+        matcher = answers.NameMatcher(self.called[: self.seen], self.text_encoder, h.template, h.names != "plain")
+        trie = self.captioner.trie_of(sentences) if h.constrained else None
         texts, scores = [], []
         for start in range(0, len(features), self.test_batch):
             rows = torch.from_numpy(features[start : start + self.test_batch]).to(self.backbone.device)
@@ -308,66 +412,18 @@ class GMM(Learner):
         written = matcher.scores([self.sentence.parse(text) for text in texts])
         heads = {"written": np.float32(answers.SCALE) * written}  # (n, seen)
         heads |= {"constrained": np.concatenate(scores)} if scores else {}
-        return Outputs(images.index, images.labels, heads, self._pooled(features), texts=texts)
+        return Outputs(images.index, images.labels, heads, self.pooled(features), texts=texts)
 
     def heads(self):
         raise NotImplementedError("a model that writes has no head over features; ask for `predict`")
 
-    # ------------------------------------------------------------ keeping and counting
-
-    def state(self) -> dict[str, torch.Tensor]:
-        import torch
-
-        state = {name: value for name, value in super().state().items() if not name.startswith("backbone.")}
-        state |= {f"learnt.{name}": value for name, value in self.captioner.learnt()}
-        memory = {f"memory.{name}": torch.from_numpy(value) for name, value in self.memory.state().items()}
-        return state | memory | {"tokens_shape": torch.tensor(self.tokens_shape)}
-
-    def load(self, state: dict[str, torch.Tensor]) -> None:
-        import torch
-
-        super().load(state)
-        learnt = part(state, "learnt.")
-        with torch.no_grad():
-            for name, value in self.captioner.learnt():
-                value.copy_(learnt[name])
-        self.memory.load({name: value.numpy() for name, value in part(state, "memory.").items()})
-        self.tokens_shape = tuple(state["tokens_shape"].tolist())
-
     def declared(self, stream: Stream) -> dict[str, int]:
-        """Each task's images and the exemplars before it once through the image encoder ("statistics"); augmented, once
-        an epoch ("student"), and the images once more to choose exemplars. Every test image once."""
-        answers.check_names(stream.class_names)
-        if stream.domain and self.remembers:
-            raise UserError("exemplars are kept by class, and domains share their classes; set per_class to 0")
-        h, tasks = self.hyper, list(stream)
-        self.memory.each = int(stream.train.source.sizes.astype(np.int64).prod(1).max(initial=0)) * 3
-        kept = [0] * len(tasks)
-        if self.remembers:
-            for t, task in enumerate(tasks[:-1]):
-                room = self.memory.room(task.seen)
-                kept[t + 1] = int(np.minimum(stream.train.counts[: task.seen], room).sum())
-            self.memory.room(tasks[-1].seen)
-        shown = sum(len(task.train) + old for task, old in zip(tasks, kept, strict=True))
-        counts = {"student": 0, "statistics": shown if h.epochs else 0}
-        if h.augment:
-            repeated = sum(
-                len(task.train) + old * self._times(task, old) for task, old in zip(tasks, kept, strict=True)
-            )
-            counts = {"student": h.epochs * repeated, "statistics": len(stream.train) if self.remembers else 0}
-        return counts | {"test": self.declared_tests(stream)}
-
-    def stored_bytes(self) -> dict[str, int]:
-        return {"exemplars": self.memory.bytes} if self.remembers else {}
+        self.call(stream.class_names)
+        self.captioner.padded([self.sentence.fill(name) for name in self.called])  # a name too long is said at once
+        return super().declared(stream)
 
     def notes(self) -> dict[str, Any]:
-        parameters = list(self.captioner.parameters())
-        return {
-            "captioner": self.captioner.tag,
-            "captioner bytes": sum(p.nbytes for p in parameters),
-            "names": self.called,
-            "parameters tuned": sum(p.numel() for p in self.trained_parameters()),
-        }
+        return super().notes() | {"names": self.called}
 
 
 class WarmCosine:
