@@ -79,7 +79,7 @@ def align(
     with bar("pre-alignment", steps - taken) as tick:
         for epoch in range(len(losses), epochs):
             generator = torch.Generator().manual_seed(10_000 * seed + epoch)
-            total = 0.0
+            total = torch.zeros((), device=device)  # no step waits for the device
             for rows in transforms.batches(len(flat), batch_size, seed, epoch):
                 for group in optimiser.param_groups:
                     group["lr"] = rates[taken]
@@ -90,10 +90,10 @@ def align(
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
-                total += float(loss.detach()) * len(rows)
+                total += loss.detach() * len(rows)
                 taken += 1
                 tick(1)
-            losses.append(total / len(flat))
+            losses.append(float(total) / len(flat))
             if not math.isfinite(losses[-1]):
                 raise UserError(f"the caption loss is {losses[-1]} in epoch {epoch + 1}; lower lr (now {lr:g})")
             _keep(captioner, optimiser, losses, scratch)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,7 @@ def create(
             model = _tiny(len(tokenizer), tokenizer.eos_token_id, dim, depth)
         else:
             model, tokenizer = _loaded(lm)
+            _check_parts(model, tokenizer, lm)
         side = backbone.input.size or 32
         with torch.no_grad():
             tokens = look(backbone, torch.zeros(1, 3, side, side, device=backbone.device), "probe", grid)
@@ -92,7 +94,8 @@ def create(
 
 
 def _assembled(connector: nn.Module, model: Any, tokenizer: Any, card: dict[str, Any]) -> Captioner:
-    before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in card["prompt"].split(IMAGE))
+    before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in card["prompt"].split(IMAGE, 1))
+    before = [i for i in tokenizer("")["input_ids"] if i == tokenizer.bos_token_id][:1] + before
     filler = [tokenizer.eos_token_id] * card["slots"]
     slots = range(len(before), len(before) + card["slots"])
     seen = functools.partial(look, grid=card["grid"])
@@ -123,7 +126,7 @@ def load(folder: str | Path, dtype: str = "float32") -> Captioner:
         model, tokenizer = _loaded(str(folder / LANGUAGE), dtype)
         connector = Projection(card["width"], model.get_input_embeddings().embedding_dim)
         connector.load_state_dict(load_file(folder / CONNECTOR))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{folder} holds no captioner that can be read ({reason_of(error)}); expected {CARD}, {CONNECTOR} and "
             f"{LANGUAGE}/, as cilkit.prealign writes them"
@@ -137,13 +140,38 @@ def _loaded(name: str, dtype: str = "float32") -> tuple[Any, Any]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+        if found["missing_keys"]:
+            raise ValueError(f"its weights lack {', '.join(sorted(found['missing_keys'])[:3])}")
     except Exception as error:  # broken folders and unknown formats raise many unrelated classes
         raise UserError(
             f"language model {name!r} cannot be loaded ({reason_of(error)}); give {TINY!r}, a folder with a causal "
             "language model and its tokenizer as transformers saves them, or such a name on the hub"
         ) from error
     return model, tokenizer
+
+
+@torch.no_grad()
+def _check_parts(model: Any, tokenizer: Any, name: str) -> None:
+    """UserError for a model whose parts do not come to its own logits, read with a mask and positions of ours."""
+    ids = torch.tensor([tokenizer(QUESTION, add_special_tokens=False)["input_ids"]])
+    whole = model(ids).logits  # (1, length, words)
+    back = torch.arange(ids.shape[1]).flip(0)  # the text from its end
+    mask = torch.zeros(2 * back.shape).masked_fill(back[:, None] < back, torch.finfo(torch.float32).min)
+    try:
+        words = model.get_input_embeddings()(ids[:, back])
+        read = model.get_decoder()(inputs_embeds=words, position_ids=back[None], attention_mask=mask[None, None])
+        gap = float((model.get_output_embeddings()(read.last_hidden_state) - whole[:, back]).abs().max())
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        gap = math.inf
+    if not gap <= 1e-3 * float(whole.abs().max()):
+        raise UserError(
+            f"language model {name!r} cannot be read part by part: it scales its logits, as Gemma 2, Cohere and "
+            "Granite do, looks ahead, as BERT does, or has no positions to set, as BLOOM; take another family, such as Llama, "
+            "Qwen, GPT-2 or OPT"
+        )
 
 
 def _tiny(words: int, end: int, dim: int, depth: int) -> Any:

@@ -66,6 +66,7 @@ class Captioner(nn.Module):
         self.head = head or language_model.get_output_embeddings()
         self.tokenizer, self.look, self.stop, self.longest, self.tag = tokenizer, look, stop, longest, tag
         self.precision = "float32"
+        self.recomputed: list[nn.Module] = []  # layers whose activations the backward pass computes again
         positions = torch.arange(len(prompt)) if positions is None else positions
         self.register_buffer("prompt", torch.tensor(prompt), persistent=False)
         self.register_buffer("slots", torch.tensor(slots), persistent=False)
@@ -99,15 +100,16 @@ class Captioner(nn.Module):
             self._recompute()
 
     def _recompute(self) -> None:
-        """transformers recomputes in training mode alone, in which dropout would act: none is left."""
-        self.decoder.gradient_checkpointing_enable({"use_reentrant": False})
-        for module in self.decoder.modules():
-            module.training = True
-            for name, value in vars(module).items():
-                if "dropout" in name and isinstance(value, float):
-                    setattr(module, name, 0.0)
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        """transformers' layers recompute in training mode alone. `_decode` puts them in it, but not their parts, whose
+        dropout sleeps; the layers' own is taken out here."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        enable = getattr(self.decoder, "activation_checkpointing_enable", self.decoder.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+        self.recomputed = [layer for layer in self.decoder.modules() if isinstance(layer, GradientCheckpointingLayer)]
+        for layer in self.recomputed:
+            for name in [name for name, value in vars(layer).items() if "drop" in name and isinstance(value, float)]:
+                setattr(layer, name, 0.0)
 
     def learnt(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that learn, by name."""
@@ -127,7 +129,7 @@ class Captioner(nn.Module):
             if len(ids) > self.longest:
                 raise UserError(
                     f"the answer {answer[:60]!r} has {len(ids)} tokens and {self.tag} writes {self.longest} at most; "
-                    "raise max_new_tokens or shorten the name"
+                    "shorten the sentence or the name"
                 )
             found.append(ids)
         return found
@@ -150,7 +152,8 @@ class Captioner(nn.Module):
             inputs = torch.cat([self._prefix(tokens), words], 1)
             hidden = self._decode(inputs, torch.cat([self.positions, self._at(places)], -1)).last_hidden_state
             logits = self.head(hidden[:, len(self.prompt) - 1 :])  # (batch, length, words)
-        return cross_entropy(logits.float().transpose(1, 2), answers, ignore_index=IGNORED, reduction="none").sum(1)
+        logits = _precise(logits).transpose(1, 2)
+        return cross_entropy(logits, answers, ignore_index=IGNORED, reduction="none").sum(1)
 
     # ------------------------------------------------------------ answering
 
@@ -216,7 +219,7 @@ class Captioner(nn.Module):
                     past_key_values=found.past_key_values,
                 )
                 hidden = torch.cat([hidden, nodes.last_hidden_state], 1)  # (batch, 1 + nodes, dim)
-            logits = self.head(hidden).float()
+            logits = _precise(self.head(hidden))
         chosen = logits[:, trie.before, trie.next] - logits.logsumexp(-1)[:, trie.before]
         return (chosen * trie.inside).sum(-1)  # (batch, answers)
 
@@ -233,5 +236,12 @@ class Captioner(nn.Module):
         return places.expand(*self.positions.shape[:-1], -1)
 
     def _decode(self, inputs: torch.Tensor, positions: torch.Tensor, **more: Any) -> Any:
+        for layer in self.recomputed:
+            layer.training = torch.is_grad_enabled()  # else they would keep no cache
         axes = positions[..., None, :].expand(*positions.shape[:-1], len(inputs), -1)  # (axes, batch, length)
         return self.decoder(inputs_embeds=inputs, position_ids=axes, return_dict=True, **more)
+
+
+def _precise(logits: torch.Tensor) -> torch.Tensor:
+    """In float32 at least."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -29,7 +29,7 @@ class Trie:
             for end in range(1, len(answer)):
                 nodes.setdefault(tuple(answer[:end]), len(nodes))
         shape = len(answers), max(map(len, answers))
-        before, following, inside = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64), None
+        before, following = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
         inside = torch.zeros(shape, dtype=torch.bool)
         for row, answer in enumerate(answers):
             for place, token in enumerate(answer):
