@@ -169,8 +169,8 @@ def _check_parts(model: Any, tokenizer: Any, name: str) -> None:
     if not gap <= 1e-3 * float(whole.abs().max()):
         raise UserError(
             f"language model {name!r} cannot be read part by part: it scales its logits, as Gemma 2, Cohere and "
-            "Granite do, looks ahead, as BERT does, or has no positions to set, as BLOOM; take another family, such as Llama, "
-            "Qwen, GPT-2 or OPT"
+            "Granite do, looks ahead, as BERT does, or has no positions to set, as BLOOM; take another family, such as "
+            "Llama, Qwen, GPT-2 or OPT"
         )
 
 
