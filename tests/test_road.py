@@ -248,6 +248,8 @@ def test_protocol_order_and_validation_reach_the_stream(pacs):
     assert stream.test.source is stream.train.source  # training images, held out
     base = cilkit.stream("digits", base=4, increment=3)
     assert base.sizes == (4, 3, 3)
+    few = cilkit.stream("digits", base=4, increment=3, shots=5)
+    assert few.train.counts[4:].tolist() == [5] * 6 and (few[0].train.index == base[0].train.index).all()
 
 
 def test_what_is_kept_and_where_it_runs_can_be_asked_for():

@@ -159,6 +159,84 @@ def test_identity_tells_streams_apart(benchmark):
     assert stream.identity() == Stream(benchmark, 1993, [2] * 5).identity()
 
 
+# ---------------------------------------------------------------- few-shot
+
+
+def test_later_tasks_of_a_few_shot_stream_have_so_many_images_a_class(benchmark):
+    """The first task is whole; 6 images a class are there."""
+    whole, few = (Stream(benchmark, 1993, [4, 3, 3], shots=shots) for shots in (0, 2))
+    assert [len(task.train) for task in whole] == [24, 18, 18] and [len(task.train) for task in few] == [24, 6, 6]
+    assert few.train.counts.tolist() == [6] * 4 + [2] * 6 and len(set(few.train.index)) == 36
+    for task, all_of_it in zip(few, whole, strict=True):
+        assert set(task.train.index) <= set(all_of_it.train.index)
+        np.testing.assert_array_equal(task.train.images()[:, 0, 0, 0], few.order[task.train.labels])
+        np.testing.assert_array_equal(few.test_after(task).index, whole.test_after(all_of_it).index)
+    np.testing.assert_array_equal(few[0].train.index, whole[0].train.index)
+
+
+def shots_of(stream):
+    """class -> the images of it that are trained on, of the classes after the first task."""
+    train = stream.train
+    return {
+        stream.class_names[c]: train.of_classes([c]).index.tolist()
+        for c in range(stream.increments[0], stream.n_classes)
+    }
+
+
+def test_which_shots_depends_on_their_number_the_seed_and_the_class_alone(benchmark):
+    drawn = shots_of(Stream(benchmark, 1993, 2, shots=2))
+    assert drawn == shots_of(Stream(benchmark, 1993, 2, shots=2))
+    for other in (Stream(benchmark, 1993, 2, shots=2)[:3], Stream(benchmark, 1993, [4, 1, 5], shots=2)):
+        found = shots_of(other)
+        assert found and all(drawn[name] == images for name, images in found.items())  # however the tasks are cut
+    other = shots_of(Stream(benchmark, 1996, 2, shots=2))
+    assert any(drawn[name] != other[name] for name in drawn.keys() & other.keys())
+    names = tuple(Stream(benchmark, 1993).class_names)  # a listed order has no seed, in its identity neither
+    one, two = (Stream(benchmark, seed, 2, order_list=names, shots=2) for seed in (1993, 1996))
+    assert one.identity() == two.identity() and shots_of(one) == shots_of(two)
+
+
+def test_every_image_of_a_class_is_drawn_as_often_as_the_others():
+    """500 classes, 2 of 6 images each: every place a third of the time, within four standard deviations."""
+    labels = np.tile(np.arange(500), 6)
+    images = ImageSet.from_arrays(np.zeros((3000, 1, 1, 3), np.uint8), labels, [f"class {c}" for c in range(500)])
+    stream = Stream(Benchmark("many", images, images), None, [1, 499], shots=2)
+    places = np.bincount(stream[1].train.index // 500, minlength=6) / 499
+    assert np.abs(places - 1 / 3).max() < 4 * np.sqrt(1 / 3 * 2 / 3 / 499)
+
+
+def test_a_few_shot_stream_is_sliced_joined_accumulated_and_validated_as_others(benchmark):
+    stream = Stream(benchmark, 1993, [4, 3, 3], shots=2)
+    same = sorted(stream.train.index)
+    (joint,) = stream.joint()
+    assert sorted(joint.train.index) == same
+    assert [len(task.train) for task in stream.cumulative()] == [24, 30, 36]
+    assert [len(task.fresh) for task in stream.cumulative()] == [24, 6, 6]
+    assert [len(task.train) for task in stream[:2]] == [24, 6] and len(stream[:2].joint()[0].train) == 30
+    held = stream.validation(0.5)
+    assert [len(task.train) for task in held] == [12, 6, 6] and len(held.test) == 30
+    assert not set(held.train.index) & set(held.test.index)
+
+
+def test_shots_are_part_of_the_identity_only_where_there_are_some(benchmark):
+    """Runs that were made before there were shots keep their keys."""
+    assert "shots" not in Stream(benchmark, shots=0).identity()
+    assert Stream(benchmark, shots=2).identity() == {**Stream(benchmark).identity(), "shots": 2}
+
+
+def test_shots_that_cannot_be_had_are_refused(benchmark, domains):
+    with pytest.raises(UserError, match="shots is -1; expected"):
+        Stream(benchmark, shots=-1)
+    short = benchmark.train.select(np.flatnonzero((benchmark.train.labels != 7) | (np.arange(60) < 30)))
+    with pytest.raises(UserError, match="class 'class 7' has 3 training images, fewer than the 4 shots"):
+        Stream(Benchmark("nine and a half", short, benchmark.test), None, 2, shots=4)
+    assert len(Stream(Benchmark("nine and a half", short, benchmark.test), None, 8, shots=4)[1].train) == 8
+    with pytest.raises(UserError, match="fewer than the 4 shots"):
+        Stream(benchmark, 1993, 2, shots=4).validation(0.5)
+    with pytest.raises(UserError, match="new domains bring none"):
+        Stream(domains, protocol="domain", shots=2)
+
+
 # ---------------------------------------------------------------- domains
 
 

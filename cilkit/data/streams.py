@@ -109,6 +109,9 @@ class Stream:
     split:      (fraction, seed) of a validation stream, else None.
     order:      an explicit order, by name or place, instead of a seed.
     tasks:      how many of the tasks this stream has; None: all of them.
+    shots:      training images of a class from the second task on, drawn once a class; the first task is whole. 0: all.
+                Few-shot class-incremental learning (remembered): 5 of a class; CIFAR-100 and miniImageNet 60 classes,
+                then 8 tasks of 5; CUB 100, then 10 tasks of 10.
     """
 
     benchmark: Benchmark = field(repr=False)
@@ -119,6 +122,7 @@ class Stream:
     protocol: Literal["class", "domain"] = "class"
     order_list: tuple | None = None
     tasks: int | None = None
+    shots: int = 0
 
     def __post_init__(self):
         if self.protocol not in PROTOCOLS:
@@ -139,6 +143,12 @@ class Stream:
                     "for the rest as well, and take stream[:n] for its beginning."
                 )
         object.__setattr__(self, "increments", increments)
+        if self.shots < 0:
+            raise UserError(f"shots is {self.shots}; expected a number of images a class, or 0 for all.")
+        if self.shots and self.domain:
+            raise UserError("shots are of the classes that later tasks bring, and new domains bring none; set it to 0.")
+        if self.shots:
+            len(self.train)  # a class with too few images is said at once
 
     @property
     def domain(self) -> bool:
@@ -224,10 +234,26 @@ class Stream:
         else:
             parts = self.benchmark.train.split_by_seed(*self.split)
         train, test = (part.keep_classes(self.class_names) for part in parts)
+        train = self._few(train) if self.shots else train
         if not self.domain:
             return train, test
         never = np.setdiff1d(np.arange(len(self.benchmark.domain_names)), self._learnt_domains)
         return train.of_domains(self.domain_order), test.of_domains([*self.domain_order, *never])
+
+    def _few(self, train: ImageSet) -> ImageSet:
+        """All images of the first task's classes and `shots` of every other class: which ones depends on shots, order
+        seed and class alone, not on the tasks."""
+        seed = 0 if self.order_list is not None else self.order_seed or 0
+        members = np.split(np.argsort(train.labels, kind="stable"), np.cumsum(train.counts)[:-1])
+        for label in range(self.increments[0], self.n_classes):
+            if len(members[label]) < self.shots:
+                raise UserError(
+                    f"class {self.class_names[label]!r} has {len(members[label])} training images, fewer than the "
+                    f"{self.shots} shots; take fewer shots or leave the class out."
+                )
+            random = np.random.default_rng([self.shots, seed, int(self.order[label])])
+            members[label] = random.permutation(members[label])[: self.shots]
+        return train.select(np.sort(np.concatenate(members)))
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -299,4 +325,4 @@ class Stream:
             "classes": self.n_classes,
             "kind": self.kind,
             "split": None if self.split is None else list(self.split),
-        }
+        } | ({"shots": self.shots} if self.shots else {})

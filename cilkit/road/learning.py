@@ -34,6 +34,7 @@ def stream(
     validation: float = 0.0,
     benchmark_options: dict | None = None,
     tasks: int = 0,
+    shots: int = 0,
 ):
     """A benchmark cut into tasks: order by seed (the papers' 1993, 1996, 1997 …), `increment` classes a task.
 
@@ -45,6 +46,7 @@ def stream(
                        hyper-parameters. 0: the test images.
     benchmark_options: where and how the images are read, see `cilkit.data.benchmarks.load`: root, keep, partial …
     tasks:             the first so many tasks alone; 0: all.
+    shots:             few-shot: training images of each class from the second task on; 0: all.
     """
     from cilkit.data import benchmarks
     from cilkit.data.streams import Stream, increments_of
@@ -53,7 +55,7 @@ def stream(
     if protocol == "class":
         increment = increments_of(len(loaded.class_names), increment, base)
     listed = tuple(order) or None
-    made = Stream(loaded, order_seed, increment, protocol=protocol, order_list=listed)
+    made = Stream(loaded, order_seed, increment, protocol=protocol, order_list=listed, shots=shots)
     made = made[:tasks] if tasks else made
     return made.validation(validation) if validation else made
 
