@@ -57,6 +57,7 @@ CASES: dict[str, dict] = {
         "epochs": 6,
         "batch_size": 4,
     },
+    "gmm_linear": {"per_class": 2, "lr": 0.02, "warmup": 2, "micro_batch": 3},
     "nearest_mean": {},
     "podnet": {"proxies": 3, "milestones": (), "tuning_epochs": 1},
     "ranpac": {"projection": 40},
