@@ -21,15 +21,16 @@ SENTENCE = (
     "this is a photo of a {}."  # inferred from the released parser and outputs; the paper: "This is a photo of …"
 )
 SCALE = 100.0  # of cosines as logits: CLIP's own bound of it (quoted); no prediction depends on it
+UNFINISHED = re.compile(r"(?:\.[\s#]*|##)$")  # a full stop or the rest of a stop mark; one "#" may be a name's: "C#"
 FIGURES = ("exact match", "exact match, prefixes repaired", "out of vocabulary", "future class", "prefix of one class")
 
 Encoder = Callable[[list[str]], np.ndarray]  # texts -> unit vectors, float32 (n, dim)
 
 
 def normalised(text: str) -> str:
-    """One form for what reads the same: NFKC, no case, underscores and hyphens as spaces, no full stop at the end."""
+    """One form for what reads the same: NFKC, no case, underscores and hyphens as spaces, no full stop at an end."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return re.sub(r"[\s_-]+", " ", text).strip(" .")
+    return re.sub(r"[\s_\u2010-]+", " ", text).strip(" .")
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -51,25 +52,32 @@ class Sentence:
     """An answer's form, with {} for the name: "this is a photo of a {}."."""
 
     def __init__(self, form: str = SENTENCE) -> None:
-        before, *after = form.split("{}")
-        if len(after) != 1:
-            raise UserError(f"the sentence {form!r} has {len(after)} places {{}} for the name; expected one")
-        self.form, self.after = form, after[0].strip()
+        before, *rest = form.split("{}")
+        if len(rest) != 1:
+            raise UserError(f"the sentence {form!r} has {len(rest)} places {{}} for the name; expected one")
+        self.form = form
         words = [re.escape(word) for word in before.split()]
         if words and words[-1] in ("a", "an", "the"):  # a model may write "an", or leave it out
             words[-1] = r"(?:(?:an?|the)\b)?"
-        self._before = re.compile(r"\s*".join(words), re.IGNORECASE) if words else None
+        self._before = re.compile(r"(?<!\w)" + r"\s*".join(words), re.IGNORECASE) if words else None
+        words = [re.escape(word) for word in rest[0].split()]
+        after = r"\s*" + r"\s+".join(words) + r"[\s#]*$"
+        self._after = re.compile(after, re.IGNORECASE) if words else UNFINISHED
 
     def fill(self, name: str) -> str:
-        return self.form.format(name)
+        return self.form.replace("{}", name)
 
     def parse(self, answer: str) -> str:
-        """The name that an answer holds: what follows the sentence's beginning, wherever that stands, up to the end of
-        the line or a stop mark "###"; the whole line where the sentence is missing; "" of an empty answer."""
-        line = re.split(r"###|[\r\n]", answer[:LONGEST].lstrip(), maxsplit=1)[0]
-        found = self._before.search(line) if self._before else None
-        name = line[found.end() :] if found else line
-        return name.rstrip(" #").removesuffix(self.after).strip(" .#")
+        """The name that an answer holds: what follows the sentence's beginning, wherever that stands before a stop mark
+        "###", up to the end of the line; the first line where the sentence is missing; "" of an empty answer.
+
+        The sentence's end is taken off, with what is left of a stop mark; of an answer cut short, the full stop.
+        """
+        text = answer[:LONGEST].strip().partition("###")[0]
+        found = self._before.search(text) if self._before else None
+        line, *_ = text[found.end() if found else 0 :].strip().splitlines() or [""]
+        ended = self._after.search(line) if found or not self._before else None
+        return line[: ended.start()].strip() if ended else UNFINISHED.sub("", line).strip(" .")
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,9 @@ class NameMatcher:
     def scores(self, written: Sequence[str]) -> np.ndarray:
         """Cosines, float32 (n, seen), of written names; all 0 for an empty one.
 
-        A name written exactly scores above every other. Each text is embedded once, however often it was written, so
-        that an answer's scores do not depend on the others.
+        A name written exactly scores above every other. Each text is embedded once, however often it was written, and
+        each product is summed by itself, in float64 and one order: neither the other answers nor a matrix product's
+        blocks change a score, and names of the same embedding tie exactly.
         """
         check_names(self.names)
         place = {normalised(name): label for label, name in enumerate(self.names)}
@@ -100,11 +109,12 @@ class NameMatcher:
         cosines = np.zeros((len(texts), len(self.names)), np.float32)
         some = [row for row, text in enumerate(texts) if normalised(text)]
         if some:
-            names = self._embedded(self.names)
-            cosines[some] = self._embedded([texts[row] for row in some]) @ names.T
+            names = self._embedded(self.names).astype(np.float64)  # (seen, dim)
+            for row, vector in zip(some, self._embedded([texts[row] for row in some]), strict=True):
+                cosines[row] = (names * vector).sum(1)
         for row, label in enumerate(known):
             if label is not None:
-                cosines[row, label] = max(1.0, cosines[row].max()) + 1e-5
+                cosines[row, label] = max(1.0, float(cosines[row].max())) + 1e-5
         rows = {text: row for row, text in enumerate(texts)}
         return cosines[[rows[text] for text in written]]
 
@@ -115,7 +125,7 @@ class NameMatcher:
 
     def _embedded(self, texts: Sequence[str]) -> np.ndarray:
         shown = [normalised(text) if self.spaced else text for text in texts]
-        vectors = np.asarray(self.encode([self.template.format(text) for text in shown]), np.float32)
+        vectors = np.asarray(self.encode([self.template.replace("{}", text) for text in shown]), np.float32)
         if vectors.ndim != 2 or len(vectors) != len(shown) or not np.isfinite(vectors).all():
             raise UserError(
                 f"the text encoder gave {vectors.shape} for {len(shown)} texts, or numbers that are not finite; it has "
