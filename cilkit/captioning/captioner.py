@@ -76,6 +76,7 @@ class Captioner(nn.Module):
         self.ends = sorted({*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None})
         if not self.ends:
             raise UserError(f"the tokenizer of {tag} has no end token, so no answer would end; set its eos_token")
+        self.end = self.ends[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id  # the one that is learnt
         self.eval().requires_grad_(False)
 
     # ------------------------------------------------------------ what is trained
@@ -125,7 +126,7 @@ class Captioner(nn.Module):
         found = []
         for answer in answers:
             ids = list(self.tokenizer(answer + self.stop, add_special_tokens=False)["input_ids"])
-            ids += [] if self.stop else [self.ends[0]]
+            ids += [] if self.stop else [self.end]
             if len(ids) > self.longest:
                 raise UserError(
                     f"the answer {answer[:60]!r} has {len(ids)} tokens and {self.tag} writes {self.longest} at most; "
