@@ -6,6 +6,7 @@ tokenizer. The backbone lies elsewhere: it is the run's own.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
@@ -86,8 +87,8 @@ def create(
             _check_parts(model, tokenizer, lm)
         side = backbone.input.size or 32
         with torch.no_grad():
-            tokens = look(backbone, torch.zeros(1, 3, side, side, device=backbone.device), "probe", grid)
-        backbone.forwarded["probe"] -= 1  # which was no image
+            twin = copy.deepcopy(backbone).eval()  # what is no image leaves neither a count nor a statistic
+            tokens = look(twin, torch.zeros(1, 3, side, side, device=backbone.device), "probe", grid)
         connector = Projection(tokens.shape[2], model.get_input_embeddings().weight.shape[1])
     card = {"grid": grid, "prompt": prompt, "slots": tokens.shape[1], "tag": Path(lm).name, "width": tokens.shape[2]}
     return _assembled(connector, model, tokenizer, card)
