@@ -321,7 +321,7 @@ def contact_sheet(
 ) -> "Figure":
     """Images, uint8 (n, h, w, 3) or a list with None for an empty place, in reading order, `columns` a row.
 
-    titles: a short text above each image; rows: a name left of each row.
+    titles: a short text of a line or two above each image; rows: a name left of each row.
     """
     if not len(images):
         raise UserError("a contact sheet of no images cannot be drawn; choose at least one.")
@@ -331,7 +331,7 @@ def contact_sheet(
     lines = -(-len(images) // columns)
     longest = max((len(name) for name in rows), default=0)
     left, above = 0.075 * longest + 0.1 * bool(longest), 0.3 * bool(title)
-    gap = 0.2 if titles else 0.05
+    gap = 0.06 + 0.14 * max((text.count("\n") + 1 for text in titles), default=0)
     width, height = left + columns * (inches + 0.05), above + lines * (inches + gap)
     figure = Figure(figsize=(max(width, 2.5), height), layout="none")
     for i, image in enumerate(images):

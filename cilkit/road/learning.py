@@ -235,7 +235,7 @@ def learn(
     on = stream(**for_stream)
     runs = {name: run(name, on, **shared, **taken_by(name)) for name in learners}
     if joint_learner and joint_epochs:
-        longer = taken_by(joint_learner) | {"epochs": joint_epochs, "milestones": [round(0.8 * joint_epochs)]}
+        longer = taken_by(joint_learner) | _joint_schedule(joint_learner, joint_epochs)
         runs["joint"] = run(joint_learner, on.joint(), **shared, **longer)
     for rate in slow_rates:
         runs[f"rate {rate:g}"] = run("slow_learner", on, **shared, **taken_by("slow_learner") | {"slow_rate": rate})
@@ -244,7 +244,12 @@ def learn(
 
 @verb_of("05_generative_replay")
 def compare(
-    learner: str, arms: dict[str, dict], settings: dict | None = None, joint_epochs: int = 0, **shared: Any
+    learner: str,
+    arms: dict[str, dict],
+    settings: dict | None = None,
+    joint_epochs: int = 0,
+    joint_learner: str = "finetune",
+    **shared: Any,
 ) -> dict[str, Any]:
     """A learner in several arms on one stream: arm -> `Run`. The verb of notebook 05 and its parameter files.
 
@@ -253,14 +258,14 @@ def compare(
     settings: further parameters of `learner`.
     shared:   of `stream`, of `run`, and for every learner that declares it; a name that no learner of this package
               knows is refused.
-    With `joint_epochs`, fine-tuning of all classes in one task is the upper line, "joint".
+    With `joint_epochs`, `joint_learner` on all classes in one task is the upper line, "joint".
     """
     from cilkit import learners as known
 
     for_stream, shared = _taken_by(stream, shared)
     on, names = stream(**for_stream), {arm: changes.get("learner", learner) for arm, changes in arms.items()}
     of_run, hyper = _taken_by(run, shared)
-    declared = {name: known.settings(name, {}).keys() for name in {learner, *names.values()}}
+    declared = {name: known.settings(name, {}).keys() for name in {learner, joint_learner, *names.values()}}
     _demand_known(hyper)
 
     def of(arm: str) -> dict[str, Any]:
@@ -275,10 +280,20 @@ def compare(
         known.settings(names[arm], _taken_by(run, values)[1])
     runs = {arm: run(names[arm], on, **values) for arm, values in given.items()}
     if joint_epochs:
-        longer = {key: hyper[key] for key in hyper if key in known.settings("finetune", {})}
-        longer |= {"epochs": joint_epochs, "milestones": [round(0.8 * joint_epochs)]}
-        runs["joint"] = run("finetune", on.joint(), **{**of_run, "images": None, "captioner": None} | longer)
+        longer = {key: hyper[key] for key in hyper if key in declared[joint_learner]}
+        longer |= (settings or {}) if joint_learner == learner else {}
+        longer |= _joint_schedule(joint_learner, joint_epochs)
+        given = of_run | {"images": None} | ({} if known.writes(joint_learner) else {"captioner": None})
+        runs["joint"] = run(joint_learner, on.joint(), **given | longer)
     return runs
+
+
+def _joint_schedule(learner: str, epochs: int) -> dict[str, Any]:
+    """So many epochs, and where the learner's rate falls at milestones, one at four fifths of them."""
+    from cilkit import learners
+
+    falls = {"milestones": [round(0.8 * epochs)]} if "milestones" in learners.settings(learner, {}) else {}
+    return {"epochs": epochs} | falls
 
 
 def _images_of(spec: Any):
