@@ -50,7 +50,10 @@ class Backbone(nn.Module):
     precision:  "float32", or "bf16" for a forward pass under autocast (see `cilkit.precision`).
     attached:   what `cilkit.attachments` brought in by hooks; the model's own state_dict knows nothing of it.
     forwarded:  images by kind of pass, one of KINDS.
+    elsewhere:  whether its weights lie in another library's format where they came from; then no run writes them.
     """
+
+    elsewhere = False
 
     def __init__(self, model: nn.Module, arch: str, model_args: dict[str, Any], tag: str = "") -> None:
         super().__init__()

@@ -193,9 +193,10 @@ class _Record:
         that a resumed run decides the same."""
         images = [len(self.stream.test_after(task)) for task in self.stream]
         seen = [task.seen for task in self.stream]
-        weights = sum(value.nbytes for value in self.learner.backbone.state_dict().values())
-        dim, heads = self.learner.backbone.dim, len(self.accuracy)
-        return outputs.plan(images, seen, heads, dim, weights, self.cap, self.asked)
+        backbone, heads = self.learner.backbone, len(self.accuracy)
+        weights = 0 if backbone.elsewhere else sum(value.nbytes for value in backbone.state_dict().values())
+        kept = outputs.plan(images, seen, heads, backbone.dim, weights, self.cap, self.asked)
+        return replace(kept, backbone=kept.backbone and not backbone.elsewhere)
 
     def _checkpoint(self) -> None:
         """The learner's whole state and the numbers so far, in one file that is replaced at once."""

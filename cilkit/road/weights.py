@@ -31,9 +31,10 @@ class Weights:
         prefix, _, place = backbone.partition(":")
         if backbone.startswith(VLM):
             folder = _on_disk(place)
-            files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json")) if folder else []
-            self.source = f"{VLM}{folder or place}"
-            what = {"sha256": [artifacts.sha256_of(file) for file in files]} if folder else {"name": place}
+            self.source, what = f"{VLM}{folder or place}", {"name": place}
+            if folder:
+                files = [file for end in ("safetensors", "json", "jinja") for file in sorted(folder.glob(f"*.{end}"))]
+                what = {"sha256": [artifacts.sha256_of(file) for file in files]}
             self.identity = {"backbone": "vlm", **what, "model_args": model_args or {}}
             return
         by_file = bool(place) and prefix in (*architectures.WEIGHTS, "local-dir")  # "slca_vit_b16_mocov3:FILE"
