@@ -141,6 +141,8 @@ def _loaded(name: str, dtype: str = "float32") -> tuple[Any, Any]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
+        for fact in ("is_local", "local_files_only"):  # where it was read from would be saved with it
+            tokenizer.init_kwargs.pop(fact, None)
         model, found = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )

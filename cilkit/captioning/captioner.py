@@ -230,6 +230,11 @@ class Captioner(nn.Module):
         """The prompt with the image in it, (batch, length, dim)."""
         words = self.embed(self.prompt).expand(len(tokens), -1, -1)
         image = self.connector(tokens.to(next(self.connector.parameters()).dtype))
+        if image.shape[1] != len(self.slots):
+            raise UserError(
+                f"an image came as {image.shape[1]} tokens and {self.tag} has places for {len(self.slots)}; show "
+                "images of the size that it was made for, or set grid, which averages to as many whatever the size"
+            )
         return words.index_copy(1, self.slots, image.to(words.dtype))
 
     def _at(self, places: torch.Tensor) -> torch.Tensor:
