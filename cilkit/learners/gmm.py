@@ -47,6 +47,8 @@ class AnswerGenerator(Protocol):
     """Images -> texts, and a loss on image-answer pairs. `cilkit.captioning.Captioner` is one."""
 
     look: Callable[[Backbone, torch.Tensor, str], torch.Tensor]  # backbone, images, kind -> (batch, tokens, width)
+    connector: torch.nn.Module  # those to (batch, slots, dim), the language model's own width
+    embed: torch.nn.Module  # its words' vectors: `weight` is (words, dim)
 
     def train_only(self, part: str, rank: int, recompute: bool) -> None: ...
     def learnt(self) -> Iterator[tuple[str, torch.nn.Parameter]]: ...
@@ -224,7 +226,9 @@ class Tuning(Learner):
         whole, total = self.terms(batch.labels).sum(), Counter()
         for images, labels in zip(batch.images.split(size), batch.labels.split(size), strict=True):
             share = self.terms(labels).sum() / whole
-            total.update({name: term * share for name, term in super().descend(Batch(images, labels)).items()})
+            terms = {name: term * share for name, term in self.loss(Batch(images, labels)).items()}
+            sum(terms.values()).backward()
+            total.update({name: term.detach() for name, term in terms.items()})
         return dict(total)
 
     def optimiser(self, task: Task):

@@ -1,0 +1,589 @@
+"""GMM and its linear control: the loss against a slow reference, what learns and by which rate, what each image costs,
+names, and answers kept (gmm_icarl_lwm_mae.md, part A)."""
+
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from cilkit import incremental, learners, outputs
+from cilkit.data import Benchmark, ImageSet, Stream
+from cilkit.errors import UserError
+from cilkit.learners.base import Batch
+from cilkit.runs import Run
+
+NAMES = ["ox", "german_shepherd dog", "cat", "great white shark", "bee", "yorkshire_terrier"]  # answers of all lengths
+
+
+def named(names):
+    """Two classes a task, in this order; the images of tests.tiny."""
+    parts = []
+    for part, each in ((0, 8), (1, 3)):
+        plain = tiny.image_set(len(names), each, part)
+        parts.append(ImageSet.from_arrays(plain.images(), plain.labels, names))
+    return Stream(Benchmark("named", *parts), None, 2)
+
+
+@pytest.fixture(scope="module")
+def stream():
+    return named(NAMES)
+
+
+def create(name="gmm", **changes):
+    """A captioner that is to learn anew, two epochs a task; nothing is kept unless a test asks for it."""
+    settings = {"epochs": 2, "batch_size": 8, "per_class": 0, "lr": 0.01, "warmup": 2, "seed": 0} | changes
+    network = tiny.backbone()
+    words = {"captioner": tiny.captioner(network), "text_encoder": tiny.letters}
+    return learners.create(name, network, **{**words, **settings})
+
+
+def start(learner, task):
+    """The first batch of a task."""
+    learner.sizes.append(len(task.classes))
+    learner.begin_task(task)
+    return next(learner.batches(task, 0))
+
+
+def weights(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def changed(module, before):
+    """Names of what is no longer bit-equal."""
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+# ------------------------------------------------------------ the loss
+
+
+def nll_of(captioner, tokens, answer):
+    """-log p of one answer to one image in float64, every token's by itself: (token numbers, their -log p)."""
+    model = captioner.parts["language_model"].double()
+    projection = captioner.connector.double()
+    written = [*captioner.tokenizer(answer)["input_ids"], captioner.tokenizer.eos_token_id]
+    words = model.get_input_embeddings().weight
+    image = iter(projection(tokens.double()[None])[0])
+    sequence = [
+        next(image) if place in captioner.slots else words[token] for place, token in enumerate(captioner.prompt)
+    ]
+    costs = []
+    for token in written:
+        logits = model(inputs_embeds=torch.stack(sequence)[None]).logits[0, -1]
+        costs.append(-(logits[token] - logits.exp().sum().log()).item())
+        sequence.append(words[token])
+    return written, costs
+
+
+def test_the_loss_is_that_of_the_answers_tokens_alone_a_token(stream):
+    """Read off a model that sees one image, and so much of its answer, at a time: no padding, no other image."""
+    learner = create(batch_size=4)
+    batch = start(learner, stream[0])
+    found = learner.loss(batch)["answer"].item()
+    assert batch.labels.unique().tolist() == [0, 1] and learner.table.shape == (2, max(learner.terms(torch.arange(2))))
+    costs, lengths = [], []
+    with torch.no_grad():
+        for tokens, label in zip(batch.images, batch.labels, strict=True):
+            name = stream.class_names[label].replace("_", " ")
+            written, cost = nll_of(learner.captioner, tokens, f"this is a photo of a {name}.")
+            costs += cost
+            lengths.append(len(written))
+    assert len(set(lengths)) == 2 and learner.terms(batch.labels).tolist() == lengths
+    assert found == pytest.approx(sum(costs) / len(costs), abs=1e-5)
+
+
+def gradients(learner, batch):
+    for _, value in learner.learnt():
+        value.grad = None
+    terms = learner.descend(batch)
+    return terms, torch.cat([value.grad.flatten() for _, value in learner.learnt()])
+
+
+@pytest.mark.parametrize("name", ["gmm", "gmm_linear"])
+def test_gradients_do_not_depend_on_how_many_images_go_at_once(stream, name):
+    found = []
+    for size in (0, 1, 3, 8):
+        learner = create(name, micro_batch=size)
+        found.append(gradients(learner, start(learner, stream[0])))
+    whole, expected = found[0]
+    assert expected.abs().max() > 1e-3
+    for terms, gradient in found[1:]:
+        assert terms.keys() == whole.keys() and not any(term.requires_grad for term in terms.values())
+        assert sum(terms.values()).item() == pytest.approx(sum(whole.values()).item(), abs=1e-6)
+        np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
+def test_nor_do_the_weights_after_a_task(stream):
+    found = []
+    for size in (0, 1, 3):
+        learner = create(micro_batch=size)
+        learner.captioner.double()  # AdamW makes much of the last bits of a gradient that is almost 0
+        tiny.learn(learner, stream[:1])
+        found.append(torch.cat([value.detach().flatten() for _, value in learner.learnt()]))
+    assert (found[0] - torch.cat([v.flatten() for _, v in create().learnt()])).abs().max() > 0.01  # they moved
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], atol=1e-5)
+
+
+# ------------------------------------------------------------ the optimiser
+
+
+def rates_of(learner, task, resumed=None, epochs=None):
+    """The learning rate of every step of a task, and the state after `epochs` of them."""
+    seen, inner = [], learner.before_step
+
+    def noted(batch):
+        inner(batch)
+        seen.append({group["lr"] for group in learner._optimiser.param_groups})
+        assert len(seen[-1]) == 1
+
+    learner.before_step = noted
+    for moment in learner.learn(task, resumed):
+        if moment.epoch + 1 == epochs:
+            learner.before_step = inner
+            return seen, learner.moment_state()
+    learner.before_step = inner
+    return [rate for (rate,) in seen], None
+
+
+def test_every_step_has_the_rate_of_the_formula_anew_in_every_task_and_after_a_resume(stream):
+    """16 images in batches of 3: 6 steps an epoch, 18 a task, of which 4 are warm-up."""
+    settings = {"epochs": 3, "batch_size": 3, "lr": 0.01, "warmup_lr": 1e-4, "final_lr": 0.002, "warmup": 4}
+    expected = []
+    for k in range(18):
+        if k < 4:
+            expected.append(1e-4 + (0.01 - 1e-4) * k / 4)
+        else:
+            expected.append(0.002 + (0.01 - 0.002) * (1 + math.cos(math.pi * k / 18)) / 2)
+    learner = create(**settings)
+    for task in stream[:2]:
+        rates, _ = rates_of(learner, task)
+        assert rates == pytest.approx(expected, rel=1e-12)
+    assert rates[0] == 1e-4 and expected[4] < 0.01 and 0.002 < rates[-1] < 0.0021
+    for epochs in (1, 2):
+        _, state = rates_of(create(**settings), stream[0], epochs=epochs)
+        rest, _ = rates_of(create(**settings), stream[0], resumed=state)
+        assert rest == pytest.approx(expected[6 * epochs :], rel=1e-12)
+
+
+@pytest.mark.parametrize("train", ["projection", "language"])
+def test_matrices_decay_and_vectors_do_not(stream, train):
+    """A step without gradients: AdamW leaves a matrix times 1 - lr * decay, and a vector as it is."""
+    learner = create(train=train, weight_decay=0.5)
+    start(learner, stream[0])
+    made, _ = learner.optimiser(stream[0])
+    before = {name: value.detach().clone() for name, value in learner.learnt()}
+    for _, value in learner.learnt():
+        value.grad = torch.zeros_like(value)
+    made.step()
+    assert {value.ndim for value in before.values()} == {1, 2}
+    for name, value in learner.learnt():
+        kept = 1 if value.ndim == 1 else 1 - 0.01 * 0.5
+        torch.testing.assert_close(value.detach(), before[name] * kept, rtol=1e-6, atol=0)
+
+
+PARTS = {"projection": ("connector.linear",), "lora": ("connector.linear", "lora_"), "language": ("",)}
+
+
+@pytest.mark.parametrize("train", PARTS)
+def test_what_is_named_learns_and_nothing_else(stream, train):
+    learner = create(train=train, rank=3)
+    before, backbone = weights(learner.captioner), weights(learner.backbone)
+    tiny.learn(learner, stream[:2])
+    moved = changed(learner.captioner, before)
+    still = {"connector.mean", "connector.scale"}
+    expected = {name for name in before if any(part in name for part in PARTS[train])} - still
+    assert moved == expected and {"connector.linear.weight", "connector.linear.bias"} <= moved
+    assert not changed(learner.backbone, backbone)
+    assert sum(before[name].numel() for name in expected) >= learner.notes()["parameters tuned"]
+    if train == "lora":
+        assert all(3 in before[name].shape for name in moved if "lora" in name) and len(moved) > 10
+
+
+# ------------------------------------------------------------ what an image costs
+
+
+def losses_of(learner, tasks):
+    return [moment.losses for task in tasks for moment in learner.learn(task)]
+
+
+@pytest.mark.parametrize("name", ["gmm", "gmm_linear"])
+def test_tokens_kept_and_tokens_made_anew_give_the_same_losses(stream, name):
+    kept, anew = (
+        losses_of(create(name, augment=augment, recipe="none", per_class=2), stream[:2]) for augment in (False, True)
+    )
+    assert len(kept) == 4
+    for one, other in zip(kept, anew, strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+
+
+def test_without_augmentation_every_image_passes_the_encoder_once_a_task(stream):
+    """Two classes of 8 images a task, two exemplars a class: 16, 16 + 4, 16 + 8, however many epochs."""
+    for epochs in (1, 3):
+        learner, spent = create(epochs=epochs, per_class=2), []
+        for task in stream:
+            tiny.learn(learner, [task])
+            spent.append(learner.backbone.forwarded.total())
+        assert spent == [16, 36, 60] and set(learner.backbone.forwarded) == {"statistics"}
+        assert learner.encoded is None  # kept for the task alone
+
+
+COSTS = [
+    {},
+    {"per_class": 2},
+    {"per_class": 2, "balanced": True},
+    {"total": 7},
+    {"budget": 6 * 2 * 768 + 5},
+    {"epochs": 0, "per_class": 2},
+]
+
+
+@pytest.mark.parametrize("settings", COSTS)
+@pytest.mark.parametrize("augment", [False, True])
+def test_what_is_declared_is_what_is_spent(settings, augment):
+    for made in (tiny.stream(increments=[1, 3, 2]), few_shot(), tiny.stream().cumulative(), tiny.stream().joint()):
+        learner = create("gmm_linear", augment=augment, **{"epochs": 2, "balanced": False} | settings)
+        incremental.run_stream(learner, made, None)
+        assert Counter(learner.declared(made)) == learner.backbone.forwarded
+
+
+def few_shot():
+    whole = tiny.stream(increments=[2, 1, 3])
+    return Stream(whole.benchmark, whole.order_seed, whole.increments, shots=3)
+
+
+@pytest.mark.parametrize("name", ["gmm", "icarl"])
+def test_a_few_shot_stream_costs_what_is_declared(name):
+    """5 exemplars a class: of the first classes all 5, of the later ones the 3 shots."""
+    learner = tiny.case(name, per_class=5, epochs=1)
+    incremental.run_stream(learner, few_shot(), None)
+    assert Counter(learner.declared(few_shot())) == learner.backbone.forwarded
+    assert [len(rows) for rows in learner.memory.rows] == [5, 5, 3, 3, 3, 3]
+    assert learner.stored_bytes()["exemplars"] == 22 * 768
+
+
+# ------------------------------------------------------------ exemplars
+
+
+def shown_in_an_epoch(learner, task):
+    """How often the batches of an epoch hold each label, and the training set each image."""
+    labels = np.concatenate([batch.labels for batch in learner.batches(task, 1)])
+    return np.bincount(labels, minlength=task.seen).tolist(), Counter(learner.training_set(task).index.tolist())
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_balanced_an_old_class_is_shown_as_often_as_a_new_one(stream, augment):
+    """8 images a new class; 3 exemplars an old one, each 8 / 3 = 3 times: 9."""
+    for balanced, times in ((False, 1), (True, 3)):
+        learner = tiny.learn(create(per_class=3, balanced=balanced, augment=augment), stream[:1])
+        start(learner, stream[1])
+        labels, images = shown_in_an_epoch(learner, stream[1])
+        assert labels == [3 * times] * 2 + [8] * 2
+        exemplars = set(learner.memory.of(stream.train).index.tolist())
+        assert len(exemplars) == 6 and all(images[place] == times for place in exemplars)
+        assert all(images[place] == 1 for place in stream[1].train.index) and len(images) == 6 + 16
+
+
+def test_exemplars_are_counted_in_bytes_and_stay_within_a_budget(stream):
+    """768 bytes an image of 16 x 16."""
+    kept = {"per_class": 2}, {"total": 8}, {"budget": 6 * 768 * 2 + 700}
+    for settings, sizes in zip(kept, ([2] * 6, [2] * 6, [2] * 6), strict=True):  # ceil(8 / 6) = 2
+        learner = tiny.learn(create("gmm_linear", **settings), stream)
+        assert [len(rows) for rows in learner.memory.rows] == sizes
+        assert learner.stored_bytes() == {"exemplars": 12 * 768}
+    assert create(per_class=0).stored_bytes() == {}
+    with pytest.raises(UserError, match=r"budget 4000 holds no exemplar of 768 bytes for each of 6 classes"):
+        create(budget=4000).declared(stream)
+
+
+def test_exemplars_are_herded_by_mean_tokens(stream):
+    """The first is the image whose mean token is nearest to its class's mean, in direction."""
+    for augment in (False, True):
+        learner = tiny.learn(create("gmm_linear", per_class=1, augment=augment, epochs=1), stream[:1])
+        for label in (0, 1):
+            images = stream.train.of_classes([label])
+            tokens = learner.features(images, "probe").reshape(len(images), -1, 16).mean(1)
+            units = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
+            assert learner.memory.rows[label][0, 0] == images.index[(units @ units.mean(0)).argmax()]
+
+
+# ------------------------------------------------------------ zero-shot, and domains
+
+
+def test_without_epochs_nothing_changes_and_it_answers(stream):
+    learner = create(epochs=0, per_class=2)
+    before = weights(learner.captioner)
+    incremental.run_stream(learner, stream[:2], None)
+    answers = learner.predict(stream.test_after(stream[1]))
+    assert not changed(learner.captioner, before)
+    assert set(learner.backbone.forwarded) == {"test"} and learner.stored_bytes() == {}
+    assert answers.heads["written"].shape == (12, 4) and len(answers.texts) == 12
+    fresh = create(epochs=0)
+    fresh.sizes = [2, 2]
+    assert fresh.predict(stream.test_after(stream[1])).texts == answers.texts
+
+
+@pytest.mark.parametrize("name", ["gmm", "gmm_linear"])
+def test_new_domains_are_learnt_without_exemplars(name, tmp_path):
+    domains, learner = tiny.domain_stream(), create(name)
+    incremental.run_stream(learner, domains, tmp_path / "run")
+    assert Counter(learner.declared(domains)) == learner.backbone.forwarded
+    run = Run(tmp_path / "run")
+    assert run.n_tasks == 3 and run.accuracy_of(learner.default_head).shape == (3, 3)
+    for head in ("per_class", "total", "budget"):
+        learner = create(name, **{head: 10_000})
+        with pytest.raises(UserError, match="exemplars are kept by class.*set per_class, total and budget to 0"):
+            incremental.run_stream(learner, domains, tmp_path / "other")
+        assert not learner.backbone.forwarded
+        with pytest.raises(UserError, match="exemplars are kept by class"):
+            tiny.learn(learner, domains)
+
+
+# ------------------------------------------------------------ names
+
+
+def decoded(learner):
+    """The answers that the table of targets holds."""
+    return [
+        learner.captioner.tokenizer.decode([token for token in row if token >= 0], skip_special_tokens=True)
+        for row in learner.table.tolist()
+    ]
+
+
+def test_underscores_are_read_as_spaces_or_stay(stream, monkeypatch):
+    for how, change in (("spaced", lambda name: name.replace("_", " ")), ("plain", str)):
+        learner = create(names=how)
+        for task in stream:
+            start(learner, task)
+            names = [change(name) for name in stream.class_names[: task.seen]]
+            assert decoded(learner) == [f"this is a photo of a {name}." for name in names]
+    assert any("_" in answer for answer in decoded(learner))
+    asked = []
+    learner.text_encoder = lambda texts: asked.extend(texts) or tiny.letters(texts)
+    monkeypatch.setattr(learner.captioner, "write", lambda tokens: ["a photo of a Zebu_cow."] * len(tokens))
+    learner.predict(stream.test.select([0]))
+    assert asked[:6] == NAMES and "Zebu_cow" in asked[6]  # embedded as they stand, too
+
+
+def test_shuffled_every_class_answers_to_another_s_name_always_the_same(stream):
+    spaced = [name.replace("_", " ") for name in stream.class_names]
+    learner = create(names="shuffled", epochs=1)
+    called = []
+    for task in stream:
+        tiny.learn(learner, [task])
+        assert decoded(learner) == [f"this is a photo of a {name}." for name in learner.called[: task.seen]]
+        called.append(learner.called)
+    assert sorted(called[0]) == sorted(spaced) and called[0] == called[1] == called[2]
+    assert all(one != other for one, other in zip(called[0], spaced, strict=True))
+    again = create(names="shuffled", epochs=1)
+    again.load(learner.state())
+    assert again.predict(stream.test).texts == learner.predict(stream.test).texts and again.called == called[0]
+    others = {tuple(named_by(seed)) for seed in range(8)}
+    assert len(others) > 4 and all(sorted(other) == list("abcdef") for other in others)
+    assert not any(one == other for names in others for one, other in zip(names, "abcdef", strict=True))
+
+
+def named_by(seed):
+    learner = create(names="shuffled", seed=seed)
+    learner.call(list("abcdef"))
+    return learner.called
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (["ox", "cat", "bee", "Cat"], "read the same"),
+        (["ox", "sea_lion", "bee", "sea lion"], "'sea_lion'.*'sea lion'|'sea lion'.*'sea_lion'"),
+        (["ox", "cat", "bee", " "], "leaves nothing to write"),
+    ],
+)
+def test_names_that_no_answer_could_tell_apart_are_refused_before_the_first_epoch(names, sentence, tmp_path):
+    stream, learner = named(names), create()
+    for folder in (None, tmp_path):
+        with pytest.raises(UserError, match=sentence):
+            incremental.run_stream(learner, stream, folder)
+        assert not learner.backbone.forwarded
+
+
+def test_a_name_too_long_is_refused_before_the_first_epoch(tmp_path):
+    learner = create()
+    with pytest.raises(UserError, match="writes 40 at most"):
+        incremental.run_stream(learner, named(["ox", "cat", "bee", "x" * 60]), tmp_path)
+    assert not learner.backbone.forwarded
+
+
+# ------------------------------------------------------------ answers
+
+
+def test_a_written_name_decides_and_the_constrained_head_is_the_answers_log_probability(stream, monkeypatch):
+    learner = tiny.learn(create(), stream[:2])
+    images = stream.test_after(stream[1])
+    answer = f"this is a photo of a {stream.class_names[3]}."
+    monkeypatch.setattr(learner.captioner, "write", lambda tokens: [answer] * len(tokens))
+    found = learner.predict(images)
+    assert (found.predictions("written") == 3).all() and found.texts == [answer] * 12
+    tokens = torch.from_numpy(learner.features(images, "test")).unflatten(1, learner.tokens_shape)
+    with torch.no_grad():
+        for label in range(4):
+            costs = learner.captioner.nll(tokens, learner.table[[label] * 12])
+            np.testing.assert_allclose(found.heads["constrained"][:, label], -costs, atol=1e-4)
+    np.testing.assert_allclose(found.features, tokens.mean(1), atol=1e-6)
+    plain = tiny.learn(create(constrained=False, epochs=1), stream[:1])
+    assert set(plain.predict(stream.test_after(stream[0])).heads) == {"written"}
+
+
+def test_what_was_written_is_kept_and_read_back(tmp_path):
+    stream, learner = tiny.stream()[:2], tiny.case("gmm")
+    found = incremental.run_stream(learner, stream, tmp_path)
+    run = Run(tmp_path)
+    for t, images in enumerate((10, 20)):
+        texts = json.loads((tmp_path / f"after_0{t}" / "texts.json").read_text(encoding="utf-8"))
+        assert texts == found[t].texts == run.texts(t) and len(texts) == images and all(texts)
+    assert texts == learner.predict(stream.test).texts and texts[0].startswith("this is a")
+    assert run.settings["notes"]["names"] == stream.class_names
+
+
+def test_an_answer_of_a_megabyte_is_cut_and_any_character_kept(tmp_path):
+    texts = ['ß🦆\n"\\' * 200_000, "", "\u2028 a"]
+    heads = {"written": np.zeros((3, 2), np.float32)}
+    given = outputs.Outputs(np.arange(3), np.zeros(3, np.int64), heads, texts=texts)
+    outputs.write(tmp_path, given, [0, 0], outputs.Keep())
+    assert outputs.read(tmp_path, ["written"]).texts == [texts[0][:2000], *texts[1:]]
+    assert (tmp_path / "texts.json").stat().st_size < 30_000
+    (tmp_path / "texts.json").write_text("[")
+    with pytest.raises(UserError, match="cannot be read"):
+        outputs.read(tmp_path, ["written"])
+
+
+def test_a_learner_that_writes_nothing_says_so(stream, tmp_path):
+    incremental.run_stream(create("gmm_linear"), stream[:1], tmp_path)
+    assert not (tmp_path / "after_00" / "texts.json").exists()
+    with pytest.raises(UserError, match="'gmm_linear' writes no answers"):
+        Run(tmp_path).texts(0)
+
+
+# ------------------------------------------------------------ bad input, and whose values
+
+
+BAD = [
+    ({"names": "short"}, "names is 'short'"),
+    ({"train": "all"}, "train is 'all'"),
+    ({"rank": 0}, "rank is 0; expected 1"),
+    ({"template": "a photo"}, "template is 'a photo'"),
+    ({"template": "{} {}"}, r"template is '\{\} \{\}'"),
+    ({"sentence": "a photo"}, "'a photo' has 0 places"),
+    ({"token": "last"}, "no parameter 'token'"),
+    ({"epochs": -1}, "epochs is -1; expected 0 or more"),
+    ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
+    ({"micro_batch": -1}, "micro_batch is -1"),
+    ({"warmup": -2}, "warmup is -2"),
+    ({"lr": float("nan")}, "lr is nan"),
+    ({"warmup_lr": -1e-3}, "warmup_lr is -0.001"),
+    ({"final_lr": -1e-3}, "final_lr is -0.001"),
+    ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+    ({"per_class": -1}, "per_class is -1"),
+    ({"total": -1}, "total is -1"),
+    ({"budget": -1}, "budget is -1"),
+]
+
+
+@pytest.mark.parametrize(("settings", "sentence"), BAD)
+def test_bad_settings_are_refused(settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        learners.settings("gmm", settings)
+
+
+def test_a_linear_head_refuses_what_only_a_model_that_writes_has():
+    for settings, sentence in (({"names": "plain"}, "no parameter 'names'"), ({"token": "last"}, "token is 'last'")):
+        with pytest.raises(UserError, match=sentence):
+            learners.settings("gmm_linear", settings)
+
+
+def test_a_missing_captioner_or_text_encoder_is_named():
+    network = tiny.backbone()
+    for given in ({}, {"captioner": tiny.captioner(network)}, {"text_encoder": tiny.letters}):
+        with pytest.raises(UserError, match=r"'gmm' needs captioner= .*'vlm:NAME' has one\) and text_encoder="):
+            learners.create("gmm", network, **given)
+    with pytest.raises(UserError, match=r"'gmm_linear' needs captioner= .*'vlm:NAME' has one\)$"):
+        learners.create("gmm_linear", network)
+    learners.create("gmm_linear", network, captioner=tiny.captioner(network))
+    with pytest.raises(UserError, match="leave `captioner` and `text_encoder` out"):
+        learners.create("finetune", network, text_encoder=tiny.letters)
+
+
+def test_the_released_values_are_those_that_were_read():
+    """gmm_icarl_lwm_mae.md, A4: AdamW, decay 0.05; 1e-7 to 3e-6 over 200 steps, cosine to 1e-6; batches of 2, 5 epochs
+    a task; crops of 224 without a flip; 2,000 exemplars; names as they stand, embedded bare."""
+    read = {
+        "epochs": 5, "batch_size": 2, "lr": 3e-6, "warmup_lr": 1e-7, "final_lr": 1e-6, "warmup": 200,
+        "weight_decay": 0.05, "augment": True, "recipe": "gmm", "image_size": 224, "total": 2000, "budget": 0,
+        "balanced": False,
+    }  # fmt: skip
+    written = {"train": "projection", "names": "plain", "template": "{}", "sentence": "this is a photo of a {}."}
+    for name, values in (("gmm", read | written), ("gmm_linear", read | {"token": "first"})):
+        found = learners.settings(name, {"recipe_of": "released"})
+        assert {key: found[key] for key in values} == values
+
+
+# ------------------------------------------------------------ the linear control
+
+
+@pytest.mark.parametrize("token", ["mean", "first"])
+def test_the_control_is_the_papers_head_with_later_classes_at_minus_infinity(stream, token):
+    """Linear(dim -> all 6 classes), of which a mask leaves the 4 seen: loss and gradients in float64, by autograd
+    over a literal formula; what stands in the rows of later classes changes nothing."""
+    learner = tiny.learn(create("gmm_linear", token=token, epochs=1), stream[:1])
+    batch = start(learner, stream[1])
+    terms, _ = gradients(learner, batch)
+    rows = [(head.weight, head.bias) for head in learner.raw.tasks]
+    matrix, shift = learner.projection.linear.weight, learner.projection.linear.bias
+    for later in (0.0, 9.0):
+        weight = torch.cat([w.detach() for w, _ in rows] + [torch.full((2, 16), later)]).double().requires_grad_()
+        bias = torch.cat([b.detach() for _, b in rows] + [torch.full((2,), later)]).double().requires_grad_()
+        matrix64, shift64 = (value.detach().double().requires_grad_() for value in (matrix, shift))
+        total = 0
+        for tokens, label in zip(batch.images.double(), batch.labels, strict=True):
+            projected = tokens @ matrix64.T + shift64  # (tokens, dim); mean 0 and scale 1 of an unaligned projection
+            logits = weight @ (projected[0] if token == "first" else projected.mean(0)) + bias
+            logits = torch.where(torch.arange(6) < 4, logits, -torch.inf)
+            total = total + (logits.exp().sum().log() - logits[label]) / len(batch.labels)
+        total.backward()
+        assert sum(terms.values()).item() == pytest.approx(total.item(), abs=1e-6)
+        np.testing.assert_allclose(matrix.grad, matrix64.grad, atol=1e-6)
+        np.testing.assert_allclose(shift.grad, shift64.grad, atol=1e-6)
+        np.testing.assert_allclose(torch.cat([w.grad for w, _ in rows]), weight.grad[:4], atol=1e-6)
+        np.testing.assert_allclose(torch.cat([b.grad for _, b in rows]), bias.grad[:4], atol=1e-6)
+        assert not weight.grad[4:].any() and not bias.grad[4:].any()
+
+
+def test_the_control_starts_from_a_copy_of_the_captioners_connector(stream):
+    learner = create("gmm_linear")
+    given = weights(learner.captioner)
+    assert all(
+        torch.equal(value, given[f"connector.{name}"]) for name, value in learner.projection.state_dict().items()
+    )
+    tiny.learn(learner, stream[:2])
+    assert not changed(learner.captioner, given) and not changed(learner.backbone, weights(tiny.backbone()))
+    assert not torch.equal(learner.projection.linear.weight, learner.captioner.connector.linear.weight)
+    found = learner.predict(stream.test_after(stream[1]))
+    assert set(found.heads) == {"raw"} and found.texts is None and found.features.shape == (12, 16)
+    tokens = torch.from_numpy(learner.features(stream.test_after(stream[1]), "test")).unflatten(1, learner.tokens_shape)
+    learner.sizes.append(2)
+    learner.begin_task(stream[2])
+    learner.encoded = tokens.numpy()
+    loss = learner.loss(Batch(tokens, torch.from_numpy(found.labels)))
+    assert loss["classification"].isfinite()
+
+
+def test_gmm_and_its_control_see_the_same_batches(stream):
+    seen = []
+    for name in ("gmm", "gmm_linear"):
+        learner = tiny.learn(create(name, per_class=2), stream[:1])
+        start(learner, stream[1])
+        seen.append([batch for epoch in (0, 1) for batch in learner.batches(stream[1], epoch)])
+    assert len(seen[0]) == 2 * 4  # 16 images and 4 exemplars, each 4 times, in batches of 8
+    for one, other in zip(*seen, strict=True):
+        assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
