@@ -1,8 +1,9 @@
 """Notebooks prepared with the small parameter files: `python -m tests.small_notebooks FOLDER`, before nbval runs them.
 
 `params/<notebook>/small/<name>.yaml` leads a notebook over a real loader. What the loader reads is laid out here: a few
-made-up images in the form in which a benchmark's archive unpacks (`tests/layouts.py`), a language model or a diffusion
-pipeline of tiny random parts in the published formats (`tests/tiny_llm.py`, `tests/tiny_pipelines.py`).
+made-up images in the form in which a benchmark's archive unpacks (`tests/layouts.py`), a language model, a diffusion
+pipeline or a vision-language model of tiny random parts in the published formats (`tests/tiny_llm.py`,
+`tests/tiny_pipelines.py`, `tests/tiny_vlms.py`).
 """
 
 import logging
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import layouts
 import tiny_llm
 import tiny_pipelines
+import tiny_vlms
 
 ROOT = Path(__file__).resolve().parents[1]
 MADE = "build/test/data/"  # where models are laid out
@@ -37,6 +39,10 @@ def prepare(path: Path, folder: Path) -> Path:
         tiny_llm.write(ROOT / place)
     if (place := values.get("generator", "")).startswith(MADE):
         tiny_pipelines.write(Path(place).name.removeprefix("tiny-"), ROOT / place)
+    if (place := values.get("backbone", "").removeprefix("vlm:")).startswith(MADE):
+        tiny_vlms.write(Path(place).name.removeprefix("tiny-"), ROOT / place)
+    if (place := values.get("alignment", {}).get("lm", "")).startswith(MADE):
+        tiny_llm.write(ROOT / place)
     prepared = folder / f"{notebook.stem}-{path.stem}.ipynb"
     folder.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(notebook, prepared, values, prepare_only=True, progress_bar=False)

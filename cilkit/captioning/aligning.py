@@ -76,7 +76,7 @@ def align(
     steps = epochs * math.ceil(len(flat) / batch_size)
     rates = [lr * min(1, (k + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * k / steps)) for k in range(steps)]
     taken = len(losses) * (steps // max(1, epochs))
-    with bar("pre-alignment", steps - taken) as tick:
+    with bar("pre-alignment", (epochs - len(losses)) * len(flat)) as tick:
         for epoch in range(len(losses), epochs):
             generator = torch.Generator().manual_seed(10_000 * seed + epoch)
             total = torch.zeros((), device=device)  # no step waits for the device
@@ -92,7 +92,7 @@ def align(
                 optimiser.step()
                 total += loss.detach() * len(rows)
                 taken += 1
-                tick(1)
+                tick(len(rows))
             losses.append(float(total) / len(flat))
             if not math.isfinite(losses[-1]):
                 raise UserError(f"the caption loss is {losses[-1]} in epoch {epoch + 1}; lower lr (now {lr:g})")

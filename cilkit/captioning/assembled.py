@@ -69,6 +69,7 @@ def create(
     depth: int = 2,
     grid: int = 2,
     question: str = QUESTION,
+    longest: int = 40,
     seed: int = 0,
 ) -> Captioner:
     """A captioner that is yet to be aligned; all chance comes from `seed`.
@@ -90,7 +91,8 @@ def create(
             twin = copy.deepcopy(backbone).eval()  # what is no image leaves neither a count nor a statistic
             tokens = look(twin, torch.zeros(1, 3, side, side, device=backbone.device), "probe", grid)
         connector = Projection(tokens.shape[2], model.get_input_embeddings().weight.shape[1])
-    card = {"grid": grid, "prompt": prompt, "slots": tokens.shape[1], "tag": Path(lm).name, "width": tokens.shape[2]}
+    card = {"grid": grid, "longest": longest, "prompt": prompt, "tag": Path(lm).name}
+    card |= {"slots": tokens.shape[1], "width": tokens.shape[2]}
     return _assembled(connector, model, tokenizer, card)
 
 
@@ -100,7 +102,8 @@ def _assembled(connector: nn.Module, model: Any, tokenizer: Any, card: dict[str,
     filler = [tokenizer.eos_token_id] * card["slots"]
     slots = range(len(before), len(before) + card["slots"])
     seen = functools.partial(look, grid=card["grid"])
-    made = Captioner(connector, model, tokenizer, seen, [*before, *filler, *after], slots, tag=card["tag"])
+    more = {"tag": card["tag"], "longest": card["longest"]}
+    made = Captioner(connector, model, tokenizer, seen, [*before, *filler, *after], slots, **more)
     made.parts = {"card": card, "language_model": model}  # what `save` writes
     return made
 

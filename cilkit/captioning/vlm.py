@@ -5,7 +5,8 @@ captioner of its connector and language model.
              tokens()      Captioner
 
 It can be taken apart where the image's tokens stand in the prompt as words and are read causally: LLaVA, BLIP-2 with
-OPT, Idefics3 and SmolVLM, Qwen2-VL. When a model is loaded, its next word by parts is compared with its own.
+OPT, Idefics3 and SmolVLM, Qwen2-VL. When a model is loaded, its next word by parts is compared with its own, and answers
+scored together with each alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cilkit import precision
 from cilkit.backbones import Backbone
 from cilkit.captioning.assembled import IMAGE, QUESTION
 from cilkit.captioning.captioner import Captioner
+from cilkit.captioning.trie import Trie
 from cilkit.data.transforms import Input
 from cilkit.errors import UserError, near_name, reason_of
 
@@ -30,7 +32,7 @@ CONNECTORS = ("multi_modal_projector", "language_projection", "connector", "visu
 SUPPORTED = "LLaVA, BLIP-2 with OPT, Idefics3, SmolVLM and Qwen2-VL can, with the processor that they come with"
 TOGETHER = "take model and processor from one place"
 SIZE = 224  # pixels a side, of processors that take images as they are (ours)
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # of the next word's logits, in their standard deviations (ours)
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # between parts and whole, relative to how far logits spread (ours)
 FILTERS = {2: "bilinear"}  # Pillow's numbers; bicubic for any other
 
 
@@ -194,9 +196,11 @@ def _loaded(name: str, dtype: str) -> tuple[Any, Any]:
     try:
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         eyes = processor.image_processor
-        model = AutoModelForImageTextToText.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
+        if found["missing_keys"]:
+            raise ValueError(f"its weights lack {', '.join(sorted(found['missing_keys'])[:3])}")
     except Exception as error:  # broken folders and unknown formats raise many unrelated classes
         raise UserError(
             f"vision-language model {name!r} cannot be loaded ({reason_of(error)}); give a folder with an "
@@ -289,9 +293,13 @@ def _captioner(tower: Tower, tokenizer: Any, asked: dict[str, torch.Tensor], sto
         positions=None if places is None else places[..., 0, :], stop=stop, longest=longest, tag=tag,
     )  # fmt: skip
     ours = made.head(made._decode(made._prefix(tokens), made.positions).last_hidden_state[0, -1]).float()
-    apart = float((ours - theirs).abs().max() / theirs.std())
-    if not apart <= TOLERANCE[tower.model_args["dtype"]]:
-        raise _whole(tag, f"the next word's logits are {apart:.2g} standard deviations off")
+    rows = torch.tensor([[1, 2, 3], [1, 4, 5]])  # two answers that share their beginning
+    alone, together = made.nll(tokens.expand(2, -1, -1), rows), made.score(tokens, Trie.of(rows.tolist()))[0]
+    gaps = {"the next word's logits": (ours - theirs).std() / theirs.std()}
+    gaps["answers scored together"] = (together / alone + 1).abs().max()
+    for what, gap in gaps.items():
+        if not gap <= TOLERANCE[tower.model_args["dtype"]]:
+            raise _whole(tag, f"{what} are {float(gap):.2g} off")
     return made
 
 

@@ -46,6 +46,7 @@ def prealign(
     depth: int = 2,
     grid: int = 2,
     question: str = "What is this photo of?",
+    longest: int = 40,
     sentence: str = SENTENCE,
     views: int = 3,
     recipe: str = "pretrain",
@@ -65,6 +66,7 @@ def prealign(
                 transformers, a folder or a name on the hub, tuned as a whole.
     grid:       image tokens a side, to which a convolutional network's last maps are averaged; 0: as they are. A vision
                 transformer's tokens are taken as they are.
+    longest:    tokens that an answer may have.
     views:      how often each painting is encoded: as it is, then as random variants by `recipe`.
     noise:      added to standardised tokens, in standard deviations.
     """
@@ -82,7 +84,15 @@ def prealign(
             names = list(painted.class_names)
             captions = [sentence.format(name.replace("_", " ")) for name in names]
             captioner = assembled.create(
-                network, captions, lm=placed(lm), dim=dim, depth=depth, grid=grid, question=question, seed=seed
+                network,
+                captions,
+                lm=placed(lm),
+                dim=dim,
+                depth=depth,
+                grid=grid,
+                question=question,
+                longest=longest,
+                seed=seed,
             ).to(network.device)
             tokens = aligning.seen(captioner, network, painted, recipe, views, seed)
             losses = aligning.align(
