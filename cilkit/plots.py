@@ -342,7 +342,7 @@ def contact_sheet(
         if image is not None:
             axes.imshow(image, interpolation="nearest")
         if titles:
-            axes.set_title(titles[i], fontsize=6.5, loc="center", pad=2)
+            axes.set_title(titles[i], fontsize=6.5, loc="center", pad=2, parse_math=False)  # a model may have said "$"
         if rows and column == 0:
             axes.text(-0.08, 0.5, rows[line], transform=axes.transAxes, ha="right", va="center", fontsize=8)
     if title:
