@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ import tiny
 import tiny_llm
 import tiny_vlms
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity
 
 import cilkit
 from cilkit import learners
 from cilkit.captioning import vlm
+from cilkit.captioning.trie import Trie
 from cilkit.errors import UserError
 from cilkit.road.weights import Weights
 
@@ -263,6 +266,7 @@ def test_a_run_names_a_model_and_leaves_it_where_it_lies(folder, tmp_path, monke
     monkeypatch.setenv("CILKIT_ARTIFACTS", str(tmp_path))
     stream = cilkit.stream("digits")[:1]
     common = {"backbone": f"vlm:{folder('llava')}", "threads": 1, "device": "cpu", "keep": ["backbone"]}
+    common["model_args"] = {"longest": 32}
     for learner, hyper in (("gmm", {"epochs": 1, "constrained": False}), ("simplecil", {})):
         made = cilkit.run(learner, stream, **common, **hyper)
         card = json.loads((made.artifact.path / "run.json").read_text())
@@ -330,7 +334,11 @@ def test_a_folder_that_holds_no_such_model(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     damaged = shutil.copytree(folder("llava"), tmp_path / "damaged")
     (damaged / "model.safetensors").write_bytes(b"nothing")
-    for name in ("words", "empty", "damaged"):
+    lacking = shutil.copytree(folder("llava"), tmp_path / "lacking")
+    weights = load_file(lacking / "model.safetensors")
+    weights.pop(next(name for name in weights if "projector" in name))
+    save_file(weights, lacking / "model.safetensors", {"format": "pt"})
+    for name in ("words", "empty", "damaged", "lacking"):
         with pytest.raises(
             UserError, match=f"{name}' cannot be loaded .*give a folder with an image-text-to-text model"
         ):
@@ -396,19 +404,57 @@ def test_a_family_whose_connector_is_not_known_or_cannot_be_taken_out(folder, mo
         vlm.load(str(folder("llava")))
 
 
-def test_a_model_that_does_more_with_its_image_is_found_out(folder, monkeypatch):
-    """As a family would that scales the image's vectors on their way into the language model."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_orders_its_image_anew_is_found_out(folder, monkeypatch, dtype):
+    """As Qwen2.5-VL does after its connector, with images of more than one window."""
     from transformers import LlavaModel
 
     plain = LlavaModel.get_image_features
 
-    def more(self, *args, **kwargs):
+    def turned(self, *args, **kwargs):
         found = plain(self, *args, **kwargs)
-        found.pooler_output = [1.01 * one for one in found.pooler_output]
+        found.pooler_output = [one.flip(0) for one in found.pooler_output]
         return found
 
-    monkeypatch.setattr(LlavaModel, "get_image_features", more)
-    with pytest.raises(UserError, match=r"cannot be taken apart .* standard deviations off\); LLaVA, BLIP-2 with OPT"):
+    monkeypatch.setattr(LlavaModel, "get_image_features", turned)
+    with pytest.raises(UserError, match=r"cannot be taken apart .*\(the prompt's vectors are .* off\); LLaVA, BLIP-2"):
+        vlm.load(str(folder("llava")), dtype=dtype)
+
+
+def test_a_model_that_scales_its_logits_is_found_out(folder, monkeypatch):
+    from transformers import LlavaForConditionalGeneration
+
+    plain = LlavaForConditionalGeneration.forward
+
+    def scaled(self, *args, **kwargs):
+        found = plain(self, *args, **kwargs)
+        found.logits = 1.01 * found.logits
+        return found
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "forward", scaled)
+    with pytest.raises(UserError, match=r"cannot be taken apart .*\(the next word's logits are .* off\)"):
+        vlm.load(str(folder("llava")))
+
+
+def test_a_language_model_that_does_not_see_its_whole_prompt_is_found_out(folder, tmp_path):
+    """Names scored together read the whole prompt, so one that looks 8 words back only would be scored wrongly."""
+    narrow = spoilt(folder, tmp_path, "llava", text_config={"model_type": "mistral", "sliding_window": 8})
+    with pytest.raises(UserError, match="cannot be taken apart into image encoder, connector and language model"):
+        vlm.load(narrow)
+    wide = spoilt(folder, tmp_path / "wide", "llava", text_config={"model_type": "mistral", "sliding_window": 500})
+    assert type(vlm.load(wide).captioner.decoder).__name__ == "MistralModel"
+
+
+def test_answers_scored_together_are_compared_with_each_alone(folder, monkeypatch):
+    """As an attention would give them that lets an answer look at its neighbours."""
+    plain = Trie.of
+
+    def open_trie(rows, device="cpu"):
+        made = plain(rows, device)
+        return replace(made, ancestors=torch.ones_like(made.ancestors))
+
+    monkeypatch.setattr(Trie, "of", open_trie)
+    with pytest.raises(UserError, match=r"cannot be taken apart .*\(answers scored together are .* off\)"):
         vlm.load(str(folder("llava")))
 
 

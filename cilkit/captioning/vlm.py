@@ -5,8 +5,8 @@ captioner of its connector and language model.
              tokens()      Captioner
 
 It can be taken apart where the image's tokens stand in the prompt as words and are read causally: LLaVA, BLIP-2 with
-OPT, Idefics3 and SmolVLM, Qwen2-VL. When a model is loaded, its next word by parts is compared with its own, and answers
-scored together with each alone.
+OPT, Idefics3 and SmolVLM, Qwen2-VL. When a model is loaded, what its language model reads and its next word are compared
+with what the parts make of them, and the scores of answers read together with those of each alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ CONNECTORS = ("multi_modal_projector", "language_projection", "connector", "visu
 SUPPORTED = "LLaVA, BLIP-2 with OPT, Idefics3, SmolVLM and Qwen2-VL can, with the processor that they come with"
 TOGETHER = "take model and processor from one place"
 SIZE = 224  # pixels a side, of processors that take images as they are (ours)
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # between parts and whole, relative to how far logits spread (ours)
+# Between the parts and the whole, relative to how far numbers spread. In bfloat16, rounding alone moves the logits of
+# 24 layers by 0.2 (measured).
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
 FILTERS = {2: "bilinear"}  # Pillow's numbers; bicubic for any other
 
 
@@ -277,7 +279,7 @@ def _captioner(tower: Tower, tokenizer: Any, asked: dict[str, torch.Tensor], sto
     if given != len(slots):
         raise UserError(
             f"the processor of {tag} makes room for {len(slots)} image tokens, and the model's connector gives "
-            f"{given}; {TOGETHER}"
+            f"{given}; {TOGETHER}, of a family that cuts no image into several"
         )
     whole = model.get_decoder()
     speaker = (
@@ -292,11 +294,15 @@ def _captioner(tower: Tower, tokenizer: Any, asked: dict[str, torch.Tensor], sto
         connector, speaker, tokenizer, Tower.tokens, prompt.tolist(), slots,
         positions=None if places is None else places[..., 0, :], stop=stop, longest=longest, tag=tag,
     )  # fmt: skip
-    ours = made.head(made._decode(made._prefix(tokens), made.positions).last_hidden_state[0, -1]).float()
+    vectors, read = made._prefix(tokens), seen["inputs_embeds"]  # (1, length, dim)
+    ours = made.head(made._decode(vectors, made.positions).last_hidden_state[0, -1]).float()
     rows = torch.tensor([[1, 2, 3], [1, 4, 5]])  # two answers that share their beginning
     alone, together = made.nll(tokens.expand(2, -1, -1), rows), made.score(tokens, Trie.of(rows.tolist()))[0]
-    gaps = {"the next word's logits": (ours - theirs).std() / theirs.std()}
-    gaps["answers scored together"] = (together / alone + 1).abs().max()
+    gaps = {
+        "the prompt's vectors": (vectors - read).abs().max() / read.std(),
+        "the next word's logits": (ours - theirs).abs().max() / theirs.std(),
+        "answers scored together": (together / alone + 1).abs().max(),
+    }
     for what, gap in gaps.items():
         if not gap <= TOLERANCE[tower.model_args["dtype"]]:
             raise _whole(tag, f"{what} are {float(gap):.2g} off")
