@@ -266,7 +266,7 @@ def test_a_run_names_a_model_and_leaves_it_where_it_lies(folder, tmp_path, monke
     monkeypatch.setenv("CILKIT_ARTIFACTS", str(tmp_path))
     stream = cilkit.stream("digits")[:1]
     common = {"backbone": f"vlm:{folder('llava')}", "threads": 1, "device": "cpu", "keep": ["backbone"]}
-    common["model_args"] = {"longest": 32}
+    common["model_args"] = {"longest": 36}
     for learner, hyper in (("gmm", {"epochs": 1, "constrained": False}), ("simplecil", {})):
         made = cilkit.run(learner, stream, **common, **hyper)
         card = json.loads((made.artifact.path / "run.json").read_text())

@@ -5,8 +5,8 @@ captioner of its connector and language model.
              tokens()      Captioner
 
 It can be taken apart where the image's tokens stand in the prompt as words and are read causally: LLaVA, BLIP-2 with
-OPT, Idefics3 and SmolVLM, Qwen2-VL. When a model is loaded, what its language model reads and its next word are compared
-with what the parts make of them, and the scores of answers read together with those of each alone.
+OPT, Idefics3 and SmolVLM, Qwen2-VL. When a model is loaded, what its language model reads and its next word are
+compared with what the parts make of them, and the scores of answers read together with those of each alone.
 """
 
 from __future__ import annotations
