@@ -222,6 +222,16 @@ def test_no_answer_is_longer_than_longest(longest):
     assert written == ["z" * longest] * 2 and steps == longest
 
 
+def test_rows_of_the_output_layer_that_stand_for_no_token_are_never_written(made):
+    found, shown = made("gpt2"), images(4)
+    found.longest, words = 6, len(found.tokenizer)
+    plain, wider = found.write(shown), nn.Linear(16, words + 9)
+    with torch.no_grad():
+        wider.weight[:words], wider.bias[:words], wider.bias[words:] = found.head.weight, 0, 1e4
+    found.head = wider
+    assert found.write(shown) == plain and any(plain)
+
+
 # ------------------------------------------------------------ scores
 
 
