@@ -245,6 +245,8 @@ def save(backbone: Backbone, folder: str | Path, meta: dict[str, Any] | None = N
     tag: what these weights are to be called in result rows; "" names them by their sha256.
     Attachments go into `attached.safetensors`.
     """
+    if backbone.elsewhere:
+        raise UserError(f"{backbone.tag} is no model of timm's and is not saved as one; start from one of timm's")
     own = backbone.model.pretrained_cfg
     pretrained_cfg = {
         "input_size": list(own["input_size"]),
@@ -268,8 +270,7 @@ def save(backbone: Backbone, folder: str | Path, meta: dict[str, Any] | None = N
         "pretrained_cfg": pretrained_cfg | ({"tag": tag} if tag else {}),
         "cilkit": meta or {},
     }
-    if given:
-        card["input"] = given
+    card |= {"input": given} if given else {}
     if backbone.fresh_norm:
         card["fresh_norm"] = True
     if backbone.attached:

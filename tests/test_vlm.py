@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity
 
 import cilkit
-from cilkit import learners
+from cilkit import backbones, learners
 from cilkit.captioning import vlm
 from cilkit.captioning.trie import Trie
 from cilkit.errors import UserError
@@ -456,6 +456,19 @@ def test_answers_scored_together_are_compared_with_each_alone(folder, monkeypatc
     monkeypatch.setattr(Trie, "of", open_trie)
     with pytest.raises(UserError, match=r"cannot be taken apart .*\(answers scored together are .* off\)"):
         vlm.load(str(folder("llava")))
+
+
+def test_what_asks_for_a_model_of_timms_is_refused(folder, tmp_path):
+    tower = vlm.load(str(folder("llava")))
+    with pytest.raises(UserError, match="llava is no model of timm's and is not saved as one"):
+        backbones.save(tower, tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="llava is taken apart before its connector alone"):
+        tiny.captioner(tower)  # assembled of a backbone's maps
+    with pytest.raises(UserError, match="gives no maps by stage"):
+        tower.stages(torch.zeros(1, 3, 28, 28), "probe")
+    with pytest.raises(UserError, match="attaches to transformer blocks"):
+        learners.create("l2p", tower)
 
 
 def test_images_of_another_size_are_refused_where_they_give_other_tokens(folder):

@@ -102,6 +102,9 @@ class Tower(Backbone):
         shown = self.eyes(images=list(pixels), return_tensors="pt")
         return {name: _placed(value, self.model) for name, value in shown.items()}
 
+    def maps(self, images: torch.Tensor, kind: str) -> torch.Tensor:
+        raise UserError(f"{self.tag} is taken apart before its connector alone; take a backbone of timm's here")
+
     def train(self, mode: bool = True) -> Tower:
         """Always in eval mode: an encoder that stays as it is drops nothing."""
         return super().train(False)

@@ -85,7 +85,8 @@ def run(
     learner:  a name in `cilkit.learners`, with plug-ins ("ewc+alignment"), or a `Learner` class of your own (its source
               text is part of the identity).
     backbone: "none" (random weights of `arch`, drawn from `seed_init`), a `Pretrained`, a 03 parameter file, an
-              artifact, a folder, a .safetensors file (with `arch`), a preset or a timm name with its weight tag.
+              artifact, a folder, a .safetensors file (with `arch`), a preset or a timm name with its weight tag; or
+              "vlm:NAME", a vision-language model (see `cilkit.captioning.vlm`), whose weights no run keeps.
     images:   synthetic images for learners that replay them (an image set, a 02 parameter file, an artifact). With the
               learner's `repaint: true` they are painted again for every task, by the generator that painted these.
               For `source: unlabelled` "real:BENCHMARK", the training images of a benchmark or of folder:PATH.
@@ -336,7 +337,10 @@ def probe(outcome, stream, threads: int = 1, device: str = "auto") -> dict:
         tested, labels = outcome.features(-1), outcome.labels(-1)  # (n, dim), (n,)
         kept = outcome.artifact.path / "backbone"
         if not kept.is_dir():
-            raise UserError(f"{outcome.artifact.name} kept no backbone; run it again with keep=['backbone']")
+            raise UserError(
+                f"{outcome.artifact.name} kept no backbone; run it again with keep=['backbone'] (never kept are those "
+                "of vision-language models)"
+            )
         train = stream.train
         with threads_set_to(threads):
             network = backbones.load(kept).to(device_of(device))
