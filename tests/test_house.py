@@ -121,7 +121,7 @@ def test_rooms_stay_small():
     # learners, live language models, painting on many machines with what curates and repairs it, and then seven
     # learners from scratch, four plug-ins that replay, and the networks and generators that they need; then a
     # classifier that writes, with vision-language models of transformers taken apart for it.
-    assert sum(lengths.values()) <= 18200
+    assert sum(lengths.values()) <= 18900
 
 
 def test_nothing_is_unpickled():
