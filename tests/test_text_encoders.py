@@ -122,6 +122,8 @@ BY_HAND = {
 def test_tokens_are_pooled_as_the_folder_says(plain, tmp_path, pooling, modes):
     folder = sentence_encoder(plain("bert"), tmp_path / "encoder", pooling)
     expected = [unit([value for mode in modes for value in BY_HAND[mode](tokens_of(folder, text))]) for text in TEXTS]
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "left"}))  # as for generating
     alone, padded = Encoder(str(folder))(TEXTS), TextEncoder(str(folder)).embed(TEXTS)
     assert alone.dtype == np.float32 and alone.shape == (6, 16 * len(modes))
     np.testing.assert_allclose(alone, expected, atol=1e-6)
@@ -298,6 +300,14 @@ def test_a_module_that_is_not_read_here_is_named(plain, tmp_path, more, said):
     more = {"dense": [(8, True, "activation.Tanh")]} | more
     folder = sentence_encoder(plain("bert"), tmp_path / "encoder", flags("mean_tokens"), **more)
     with pytest.raises(UserError, match=f"{said}.*give another text encoder"):
+        Encoder(str(folder))
+
+
+def test_a_residual_dense_layer_is_refused(plain, tmp_path):
+    folder = sentence_encoder(plain("bert"), tmp_path / "encoder", flags("cls_token"), [(16, True, "activation.Tanh")])
+    settings = json.loads((folder / "2_Dense/config.json").read_text())
+    (folder / "2_Dense/config.json").write_text(json.dumps(settings | {"use_residual": True}))
+    with pytest.raises(UserError, match=r"has a Dense \(Tanh\) as module 2 .*without residual"):
         Encoder(str(folder))
 
 

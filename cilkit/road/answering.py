@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cilkit import artifacts
-from cilkit.answers import SENTENCE
+from cilkit.answers import SENTENCE, Sentence
 from cilkit.artifacts import Artifact
 from cilkit.errors import UserError
 from cilkit.road.inputs import device_of, opener_of, placed, threads_set_to, upstream, verb_of
@@ -82,7 +82,7 @@ def prealign(
         with threads_set_to(threads):
             network = weights.load().to(device_of(device)).eval().requires_grad_(False)
             names = list(painted.class_names)
-            captions = [sentence.format(name.replace("_", " ")) for name in names]
+            captions = [Sentence(sentence).fill(name.replace("_", " ")) for name in names]
             captioner = assembled.create(
                 network,
                 captions,
