@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TextIO
 
 
@@ -88,3 +90,18 @@ def describe(moment: Any) -> str:
     if hasattr(moment, "epoch"):
         parts.append(f"epoch {moment.epoch + 1} of {moment.epochs}")
     return ", ".join([*parts, losses] if losses else parts) or str(moment)
+
+
+@contextmanager
+def quietly(*libraries: str) -> Iterator[None]:
+    """Without the progress bars and remarks of "transformers", "diffusers" while they load or save: they would be all
+    that a notebook shows of it. Also a decorator."""
+    found = [importlib.import_module(f"{library}.utils.logging") for library in libraries]
+    with ExitStack() as stack, warnings.catch_warnings():
+        for logging in found:
+            stack.callback(logging.set_verbosity, logging.get_verbosity())
+            logging.set_verbosity(logging.CRITICAL)
+            logging.disable_progress_bar()
+            stack.callback(logging.enable_progress_bar)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

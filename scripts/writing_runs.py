@@ -32,6 +32,7 @@ SAMPLE = ROOT / "reports" / "sample"
 FILES = {"writing": "controls", "four_methods": "four_methods"}  # table -> parameter file of 06
 FIGURES = ("last accuracy", "average incremental accuracy", "forgetting (max before last)")
 HEADS = {"mae_cil": ("nme",), "lwm": ("raw",), "icarl": ("nme",)}  # the methods' own; of others all are shown
+JOINT = {"epochs": 12, "milestones": [10], "lr": 0.05, "slow_rate": 0.1}
 ORDERS = 3
 
 
@@ -42,7 +43,11 @@ def rows_of(job: tuple[str, int]) -> list[dict]:
 
     (table, k), rows = job, []
     path = f"params/06_generative_classifier/{FILES[table]}.yaml"
-    for arm, run in cilkit.from_params(path, order_seed=SEEDS[k], seed_init=k, seed_data=k).items():
+    runs = cilkit.from_params(path, order_seed=SEEDS[k], seed_init=k, seed_data=k)
+    if table == "four_methods" and k == 0:  # the upper line: fine-tuning of all classes at once
+        given = {"backbone": cilkit.parameters_of(path)["backbone"], **JOINT}
+        runs["joint"] = cilkit.run("finetune", cilkit.stream(order_seed=SEEDS[k]).joint(), **given)
+    for arm, run in runs.items():
         notes, stored = run.settings["notes"], run.settings["stored_bytes"]
         for head in HEADS.get(run.learner, run.heads):
             row = {"arm": arm, "head": head, "order": SEEDS[k], "learner": run.learner, "backbone": run.backbone_tag}

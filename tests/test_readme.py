@@ -32,6 +32,7 @@ TABLES = {
     "foresight": ["kept_realms", "class_sweep"],
     "memory_bytes": ["memory_bytes"],
     "replay_runs": ["replay_arms", "replay_gap"],
+    "writing_runs": ["writing", "four_methods"],
 }
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from cilkit import artifacts
 from cilkit.captioning.captioner import Captioner
 from cilkit.errors import UserError, reason_of
+from cilkit.progress import quietly
 
 if TYPE_CHECKING:
     from cilkit.backbones import Backbone
@@ -108,6 +109,7 @@ def _assembled(connector: nn.Module, model: Any, tokenizer: Any, card: dict[str,
     return made
 
 
+@quietly("transformers")
 def save(captioner: Captioner, folder: str | Path) -> None:
     from safetensors.torch import save as to_bytes
 
@@ -138,6 +140,7 @@ def load(folder: str | Path, dtype: str = "float32") -> Captioner:
     return _assembled(connector, model, tokenizer, card)
 
 
+@quietly("transformers")
 def _loaded(name: str, dtype: str = "float32") -> tuple[Any, Any]:
     """Model and tokenizer of a folder or a name on the hub. UserError for what is no causal language model."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

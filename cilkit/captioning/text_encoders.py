@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cilkit.errors import UserError, reason_of
+from cilkit.progress import quietly
 from cilkit.realms.text_embedding import TextEncoder
 
 EMBEDDED = "embedded"
@@ -25,6 +26,7 @@ class PipelineEncoder:
     """The CLIP text encoder of a diffusers pipeline: its last hidden state at the end token, without the projection,
     which such pipelines leave out."""
 
+    @quietly("transformers")
     def __init__(self, folder: Path, device: str) -> None:
         import torch
         from transformers import AutoConfig, AutoTokenizer, CLIPTextModel

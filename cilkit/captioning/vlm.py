@@ -27,6 +27,7 @@ from cilkit.captioning.captioner import Captioner
 from cilkit.captioning.trie import Trie
 from cilkit.data.transforms import Input
 from cilkit.errors import UserError, near_name, reason_of
+from cilkit.progress import quietly
 
 CONNECTORS = ("multi_modal_projector", "language_projection", "connector", "visual.merger")  # how their paths end
 SUPPORTED = "LLaVA, BLIP-2 with OPT, Idefics3, SmolVLM and Qwen2-VL can, with the processor that they come with"
@@ -194,6 +195,7 @@ def _taking_apart(tag: str) -> Iterator[None]:
         raise _whole(tag, reason_of(error)) from error
 
 
+@quietly("transformers")
 def _loaded(name: str, dtype: str) -> tuple[Any, Any]:
     """Model and processor; its image processor takes pixels in 0 … 1, and cuts no image into several."""
     from transformers import AutoModelForImageTextToText, AutoProcessor

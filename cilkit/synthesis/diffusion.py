@@ -3,9 +3,8 @@
 import hashlib
 import logging
 import re
-import warnings
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib.util import find_spec
 from inspect import signature
@@ -16,6 +15,7 @@ import numpy as np
 
 from cilkit.artifacts import canonical, sha256_of
 from cilkit.errors import UserError, near_name, reason_of
+from cilkit.progress import quietly
 from cilkit.synthesis import pipelines
 from cilkit.synthesis.generators import OutOfMemory, demand
 from cilkit.synthesis.presets import Preset
@@ -202,7 +202,7 @@ class Diffusion:
     @cached_property
     def pipeline(self):
         """The pipeline on its device, with its scheduler, LoRAs and caching."""
-        with _quietly():
+        with quietly("diffusers", "transformers"):
             pipeline = self._loaded()
             self._demand_arguments(pipeline)
             pipelines.prepare(pipeline, self.options, self._scheduler())
@@ -405,22 +405,6 @@ def _memory(torch) -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     raise OutOfMemory(f"the device's memory ran out while painting ({reason}); paint fewer images at once")
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Loading takes a second; progress bars and remarks would be all that a notebook shows of it."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    with ExitStack() as stack, warnings.catch_warnings():
-        for library in (of_diffusers, of_transformers):
-            stack.callback(library.set_verbosity, library.get_verbosity())
-            library.set_verbosity(library.CRITICAL)
-            library.disable_progress_bar()
-            stack.callback(library.enable_progress_bar)
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
 
 
 @contextmanager
