@@ -1,11 +1,11 @@
-"""Headers of the experiments of notebooks 04 and 05: what others report, by tag, and what a run costs, counted.
+"""Headers of the experiments of notebooks 04 to 06: what others report, by tag, and what a run costs, counted.
 
     python scripts/presets.py            # write them
     python scripts/presets.py --check    # name those that are not up to date
 
 An experiment's file has a line `# ---` behind its header. What stands from `# Expected` up to it is written here: rows
-of params/published.yaml, and operations counted without computing (`cilkit.costs`) on classes of equal size. Hours
-follow from a rate that is assumed, and are never a measurement.
+of params/published.yaml, and operations counted without computing (`cilkit.costs`; of vision-language models
+`gmm_plan`) on classes of equal size. Hours follow from a rate that is assumed, and are never a measurement.
 """
 
 from __future__ import annotations
@@ -20,17 +20,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gmm_plan
 import numpy as np
 import pandas as pd
 
 from cilkit import architectures, backbones, costs, learners, published
+from cilkit.captioning import assembled
+from cilkit.captioning.captioner import Captioner
 from cilkit.data import Benchmark, ImageSet, Stream, benchmarks, catalogue, embedded
 from cilkit.data.streams import increments_of
 from cilkit.road import learning
 from cilkit.road.inputs import parameters_of
+from cilkit.road.weights import VLM
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "# Expected", "# ---"
+NOTEBOOKS = ("04_slca", "05_generative_replay", "06_generative_classifier")
 # Operations a second, assumed, of one data-centre GPU: a large transformer in bfloat16; a residual network in single
 # precision, whose small maps keep such a GPU waiting.
 RATES = {True: 250e12, False: 25e12}
@@ -47,9 +52,7 @@ BESIDE = {"slca": ["slow_learner"], "slow_learner": ["joint"]}  # rows that the 
 
 def experiments() -> list[Path]:
     """The files that have a header of ours."""
-    found = [
-        path for notebook in ("04_slca", "05_generative_replay") for path in (ROOT / "params" / notebook).glob("*.yaml")
-    ]
+    found = [path for notebook in NOTEBOOKS for path in (ROOT / "params" / notebook).glob("*.yaml")]
     return [path for path in sorted(found) if f"\n{END}\n" in path.read_text()]
 
 
@@ -137,13 +140,15 @@ def stand_in(benchmark: str) -> Benchmark:
 def stream_of(values: dict[str, Any]) -> Stream:
     benchmark = stand_in(values["benchmark"])
     increments = increments_of(len(benchmark.class_names), values["increment"], values["base"])
-    return Stream(benchmark, values["order_seed"], increments)
+    return Stream(benchmark, values["order_seed"], increments, shots=values.get("shots", 0))
 
 
 def cost_of(name: str, values: dict[str, Any], stream: Stream, **changes: Any) -> costs.Cost:
     given = hyper(name, values) | changes
     images = create(name, small(), given).declared(stream)
     arch, model_args = network_of(values)
+    if getattr(learners.find(name), "writes", False):
+        return writing(name, values, stream, given)
     shape = {key: value for key, value in given.items() if key not in UNSEEN}
     flops = per_image(name, arch, values["benchmark"], json.dumps([model_args, shape], sort_keys=True))
     return costs.Cost({kind: n for kind, n in images.items() if n}, flops)
@@ -159,6 +164,8 @@ def network_of(values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def create(name: str, backbone: backbones.Backbone, given: dict[str, Any]) -> learners.Learner:
     painted = {"images": stand_in("cifar100").train} if getattr(learners.find(name), "takes_images", False) else {}
+    if getattr(learners.find(name), "writes", False):
+        painted = {"captioner": captioner("small_resnet", "{}", ("",)), "text_encoder": list}
     return learners.create(name, backbone, **given, **painted)
 
 
@@ -182,7 +189,7 @@ def per_image(name: str, arch: str, benchmark: str, shape: str) -> dict[str, int
 def trainings(values: dict[str, Any], stream: Stream) -> dict[str, costs.Cost]:
     if "arms" in values:
         each = {arm: cost_of(name, values, stream, **changes) for arm, (name, changes) in arms(values).items()}
-        joint = "finetune" if values["joint_epochs"] else ""
+        joint = values.get("joint_learner", "finetune") if values["joint_epochs"] else ""
     else:
         each = {name: cost_of(name, values, stream) for name in values["learners"]}
         joint = values["joint_learner"]
@@ -197,6 +204,8 @@ def _billions(count: int) -> str:
 
 def cost(values: dict[str, Any]) -> list[str]:
     """A line for each training of a file, and the hours of all of them."""
+    if values["backbone"].startswith(VLM):
+        return planned(values)
     each = trainings(values, stream_of(values))
     lines = ["# Counted, in FLOPs (images x those of one image, backward pass included):"]
     for name, one in each.items():
@@ -213,6 +222,79 @@ def cost(values: dict[str, Any]) -> list[str]:
         *lines,
         f"# Derived: {when} in all at an assumed {rate / 1e12:.0f} TFLOP/s. Never run with this workbook so far.",
     ]
+
+
+# ---------------------------------------------------------------- models that write
+
+
+@functools.cache
+def captioner(arch: str, alignment: str, answers: tuple[str, ...]) -> Captioner:
+    """The one that notebook 06 aligns for a backbone, without numbers."""
+    shape = {key: value for key, value in json.loads(alignment).items() if key in ("lm", "dim", "depth", "grid")}
+    return assembled.create(backbones.create(arch), answers, **shape).to("meta")
+
+
+def writing(name: str, values: dict[str, Any], stream: Stream, given: dict[str, Any]) -> costs.Cost:
+    """Passes through the frozen backbone, and of a learner that writes those through its language model: "tuned" with
+    the backward pass, "answered" written and, where it is asked for, scored among the names seen."""
+    arch, model_args = network_of(values)
+    images = create(name, small(), given).declared(stream)
+    look = per_image("simplecil", arch, values["benchmark"], json.dumps([model_args, {}]))["test"]
+    flops = dict.fromkeys(images, look)
+    if learners.find(name).matches:
+        said = tuple(values["sentence"].format(known) for known in stream.class_names)
+        model = captioner(arch, json.dumps(values["alignment"], sort_keys=True), said)
+        model.train_only(given.get("train", "projection"))
+        hyper_of = create(name, small(), given).hyper
+        tests = {task.seen: len(stream.test_after(task)) for task in stream}
+        width = model.connector.linear.in_features
+        image = gmm_plan.torch.zeros(1, len(model.slots), width, device="meta")
+        n = gmm_plan.spoken(model, image, said, list(tests) if hyper_of.constrained else [])
+        scored = sum(count * n.get(f"score {seen}", 0) for seen, count in tests.items())
+        images |= {"tuned": taught(name, stream, given), "answered": sum(tests.values())}
+        flops |= {"tuned": n["forward"] + n["backward"], "answered": n["write"] + scored // images["answered"]}
+    return costs.Cost({kind: count for kind, count in images.items() if count}, flops)
+
+
+def taught(name: str, stream: Stream, given: dict[str, Any]) -> int:
+    """Training images of all epochs, exemplars among them, as often as they are shown."""
+    return create(name, small(), given | {"augment": True}).declared(stream)["student"]
+
+
+def work_of(values: dict[str, Any]) -> gmm_plan.Work:
+    """What a file's first arm asks of a vision-language model."""
+    stream, (name, changes) = stream_of(values), next(iter(arms(values).values()))
+    known, given = benchmarks.class_names(values["benchmark"]), hyper(name, values) | changes
+    learner = create(name, small(), given)
+    ways = {"anew": True, "cached": False}
+    looks = {
+        way: sum(create(name, small(), given | {"augment": augment}).declared(stream).values())
+        for way, augment in ways.items()
+    }
+    old = learner.hyper.total or learner.hyper.per_class * stream.n_classes
+    return gmm_plan.Work(
+        names=[known[int(label)] for label in stream.class_names],
+        sentence=values["sentence"],
+        **{key: values["model_args"].get(key, other) for key, other in gmm_plan.PROMPT.items()},
+        batch_size=learner.hyper.batch_size,
+        constrained=learner.hyper.constrained,
+        augment=learner.hyper.augment,
+        seen=[task.seen for task in stream],
+        tests=[len(stream.test_after(task)) for task in stream],
+        taught=taught(name, stream, given),
+        looks=looks,
+        held={"tests": len(stream.test), "cached": max(len(task.train) for task in stream) + old},
+    )
+
+
+def planned(values: dict[str, Any]) -> list[str]:
+    """What a file's first arm takes."""
+    config, work = gmm_plan.config_of(values["backbone"]), work_of(values)
+    if config is None:
+        return ["# Not counted: the image part of this family looks at numbers, and only a loaded model has them."]
+    lines = gmm_plan.shown(values["backbone"], gmm_plan.plan(config, work), work)
+    lines[0] = f"Planned, not run (scripts/gmm_plan.py; operations counted on paper, in T = 1e12): {lines[0]}"
+    return [one for line in lines for one in textwrap.wrap(line, 117, initial_indent="# ", subsequent_indent="#   ")]
 
 
 # ---------------------------------------------------------------- header

@@ -1,6 +1,7 @@
 """Experiments: a parameter file is what its notebook and its learners take, and its header says where it is from."""
 
 import importlib
+import inspect
 import itertools
 import re
 from pathlib import Path
@@ -9,19 +10,20 @@ import layouts
 import numpy as np
 import pytest
 import timm
+import tiny_vlms
 import yaml
 from PIL import Image
 
 import cilkit
 from cilkit import architectures, artifacts, backbones, learners, published
 from cilkit.data import benchmarks
-from cilkit.road import learning
+from cilkit.road import answering, learning
 from cilkit.road.inputs import parameters_of, with_artifact
 from cilkit.workbook import parameters
 
 HOME = Path(__file__).resolve().parent.parent
 PARAMS = HOME / "params"
-FILES = sorted([*PARAMS.glob("04_slca/**/*.yaml"), *PARAMS.glob("05_generative_replay/**/*.yaml")])
+FILES = sorted(path for number in ("04", "05", "06") for path in PARAMS.glob(f"{number}_*/**/*.yaml"))
 SWEEPS = sorted(PARAMS.glob("sweeps/*.yaml"))
 TAGS = ("read", "quoted", "third-party", "remembered", "derived", "ours")
 TAGGED = re.compile(rf"\[({'|'.join(TAGS)})[\];]")
@@ -166,6 +168,39 @@ def test_distillation_on_real_images_without_labels(home, tmp_path, monkeypatch)
     assert run.artifact.inputs["images"]["stage"] == "benchmark"
 
 
+WRITE = ["gmm_cifar100", "fewshot_cifar100", "llava_imagenet_r", "smolvlm_cifar100"]
+
+
+@pytest.mark.parametrize("name", WRITE)
+def test_a_preset_of_a_model_that_writes_runs_on_a_few_images_and_tiny_parts(name, home, tmp_path, monkeypatch):
+    """Every arm, with a model of the same family and random weights; only what is large is made small."""
+    monkeypatch.setenv("CILKIT_ARTIFACTS", str(tmp_path))
+    path = PARAMS / "06_generative_classifier" / f"{name}.yaml"
+    values = parameters_of(path)
+    kind = next(kind for kind in ("blip2", "llava", "smolvlm") if kind in values["backbone"].lower())
+    args = values["model_args"] | {"longest": 60, "dtype": "float32"}  # its tokenizer has bytes
+    few = {"base": min(2, values["base"]), "increment": 1 if values["base"] else 2, "total": min(4, values["total"])}
+    few |= {"benchmark": "cifar100", "image_size": 0, "epochs": 1, "precision": "float32", "device": "cpu"}
+    few |= {"benchmark_options": {"root": str(home), "partial": True}, "text_encoder": "embedded", "model_args": args}
+    runs = cilkit.from_params(path, backbone=f"vlm:{tiny_vlms.write(kind, tmp_path / kind)}", **few)
+    assert list(runs) == list(values["arms"])
+    for run in runs.values():
+        assert len(run.accuracy) == (3 if values["base"] else 2)
+    hyper = next(iter(runs.values())).settings["hyper"]
+    for key in ("lr", "final_lr", "warmup", "batch_size", *values["settings"]):
+        assert hyper[key] == values.get(key, values["settings"].get(key)), key
+
+
+def test_the_released_values_are_the_learner_s_own():
+    values = parameters_of(PARAMS / "06_generative_classifier" / "gmm_imagenet_r.yaml")
+    spelled, released = presets.hyper("gmm", values), learners.settings("gmm", {"recipe_of": "released"})
+    given = learners.settings("gmm", spelled)
+    different = {key for key in released if given[key] != released[key]} - {"recipe_of", "per_class"}
+    assert different == set() and released["total"] == 2000
+    answer = inspect.signature(answering.answer).parameters["sentence"].default
+    assert values["sentence"] == answer == "this is a photo of a {}."
+
+
 # ---------------------------------------------------------------- headers
 
 
@@ -253,6 +288,21 @@ def test_a_residual_network_is_counted_with_its_arms():
     assert each["none"].images["teacher"] == later and each["none"].images["student"] == later + 160 * 25_000
     assert each["replay"].images["teacher"] == later and each["both"].images["teacher"] == 2 * later
     assert each["both"].images["student"] == each["none"].images["student"] + later
+
+
+def test_a_model_that_writes_is_counted_through_both_of_its_parts():
+    """2,514 training images in two epochs, 540 test images; 20 exemplars a class before tasks 2 to 5."""
+    values = parameters_of(PARAMS / "06_generative_classifier" / "controls.yaml")
+    each = presets.trainings(values, presets.stream_of(values))
+    assert list(each) == ["GMM", "GMM without exemplars", "zero-shot", "shuffled names", "linear head", "class means"]
+    plain, bare, zero = each["GMM"], each["GMM without exemplars"], each["zero-shot"]
+    train = 2514
+    assert bare.images["tuned"] == 2 * train and bare.images["statistics"] == train
+    assert plain.images["statistics"] == train + 20 * (2 + 4 + 6 + 8) and plain.images["tuned"] > 2 * train
+    assert plain.images["answered"] == 3 * plain.images["test"]
+    assert set(zero.images) == {"test", "answered"} and "tuned" not in each["linear head"].images
+    assert plain.flops["test"] == each["class means"].flops["test"] < plain.flops["tuned"]
+    assert plain.total == sum(count * plain.flops[kind] for kind, count in plain.images.items())
 
 
 @pytest.mark.slow
