@@ -311,7 +311,6 @@ class Tuning(Learner):
     def notes(self) -> dict[str, Any]:
         return {
             "captioner": self.captioner.tag,
-            "captioner bytes": sum(p.nbytes for p in self.captioner.parameters()),
             "parameters tuned": sum(p.numel() for _, p in self.learnt()),
         }
 
@@ -427,7 +426,8 @@ class GMM(Tuning):
         return super().declared(stream)
 
     def notes(self) -> dict[str, Any]:
-        return super().notes() | {"names": self.called}
+        whole = sum(parameter.nbytes for parameter in self.captioner.parameters())
+        return super().notes() | {"names": self.called, "captioner bytes": whole}
 
 
 class WarmCosine:
