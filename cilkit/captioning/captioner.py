@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # stands in answers where there is no token
 NUMBERS = 1 << 26  # logits held at a time: 256 MB
+PLACES = 1 << 14  # of prompts and answers whose keys and values are held at a time: 8 GiB of a 7B model's
 TAIL = 8  # tokens in which a stop mark is looked for
 PARTS = {  # what is trained -> the modules that hold it
     "projection": ("connector",),
@@ -161,6 +162,10 @@ class Captioner(nn.Module):
     @torch.no_grad()
     def write(self, tokens: torch.Tensor) -> list[str]:
         """Greedy answers, each ended at its own end token or stop mark, whatever the others do."""
+        step = max(1, PLACES // (len(self.prompt) + self.longest))
+        return [text for some in tokens.split(step) for text in self._write(some)]
+
+    def _write(self, tokens: torch.Tensor) -> list[str]:
         with precision.autocast(self.precision, tokens.device):
             found = self._decode(self._prefix(tokens), self.positions, use_cache=True)
             written, done = [], torch.zeros(len(tokens), dtype=torch.bool)

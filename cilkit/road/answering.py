@@ -70,6 +70,8 @@ def prealign(
     views:      how often each painting is encoded: as it is, then as random variants by `recipe`.
     noise:      added to standardised tokens, in standard deviations.
     """
+    if isinstance(images, str) and not images:
+        raise UserError("there are no captions to learn: images is empty; name paintings, or a backbone 'vlm:NAME'")
     settings = {name: value for name, value in locals().items() if name not in ("images", "backbone", "device")}
     painted, weights = upstream(images, "images"), Weights(backbone, arch, model_args, seed)
     settings = {name: value for name, value in settings.items() if name not in ("arch", "model_args")}
