@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cilkit.answers import Sentence
 from cilkit.captioning import vlm
-from cilkit.captioning.captioner import Captioner
+from cilkit.captioning.captioner import PLACES, Captioner
 from cilkit.learners.base import Learner
 
 PEAK = 989e12  # operations a second of an H200 in bfloat16, dense [remembered]
@@ -196,7 +196,7 @@ def plan(config: Any, work: Work) -> Plan:
     speaking = stages["tune"] + stages["write"] + stages["score"]
     total = {way: speaking + stages[f"encode {way}"] for way in work.looks}
     return Plan(
-        tokens={name: n[name] for name in ("image tokens", "prompt", "answer", "trie", "all")},
+        tokens={name: n[name] for name in ("image tokens", "prompt", "answer", "trie", "all", "at once")},
         flops=flops | {kind: n[kind] for kind in KINDS[1:]},
         stages=stages,
         total=total,
@@ -232,7 +232,8 @@ def measured(config: Any, image: torch.Tensor, work: Work) -> dict[str, int]:
     speaker = model.config.get_text_config()
     width = speaker.hidden_size * getattr(speaker, "num_key_value_heads", speaker.num_attention_heads)
     each = 4 * speaker.num_hidden_layers * width // speaker.num_attention_heads  # keys and values, bfloat16
-    return found | {"keys and values": each * (before + length - 1) * Learner.test_batch}
+    found["at once"] = min(Learner.test_batch, max(1, PLACES // (before + captioner.longest)))  # answers, as written
+    return found | {"keys and values": each * (before + length - 1) * found["at once"]}
 
 
 def spoken(captioner: Captioner, image: torch.Tensor, answers: Sequence[str], seen: Sequence[int]) -> dict[str, int]:
@@ -273,7 +274,7 @@ def shown(name: str, made: Plan, work: Work) -> list[str]:
         f"{f['backward'] / 1e12:.3f} T backward to tune, {f['write'] / 1e12:.3f} T to write an answer{score}.",
         f"Memory: weights {b['weights'] / 1e9:.1f} GB (bfloat16), activations {b['activations'] / 1e9:.2f} GB a batch "
         f"({b['recomputed'] / 1e9:.2f} recomputed), optimiser {b['optimiser'] / 1e9:.2f} GB, keys and values "
-        f"{b['keys and values'] / 1e9:.1f} GB for {Learner.test_batch} answers; beside the device, tokens of the test "
+        f"{b['keys and values'] / 1e9:.1f} GB for {t['at once']} answers; beside the device, tokens of the test "
         f"images {b['tests'] / 1e9:.2f} GB and of a task's images, where they are cached, {b['cached'] / 1e9:.2f} GB.",
         f"In all {made.total[chosen]:.2e}: encode {made.stages[f'encode {chosen}']:.2e} ({ways[chosen]}; {other} "
         f"{made.stages[f'encode {other}']:.2e}), tune {made.stages['tune']:.2e}, write {made.stages['write']:.2e}"
