@@ -311,6 +311,7 @@ class Tuning(Learner):
     def notes(self) -> dict[str, Any]:
         return {
             "captioner": self.captioner.tag,
+            "features": "mean tokens",  # which need not be what the backbone gives
             "parameters tuned": sum(p.numel() for _, p in self.learnt()),
         }
 

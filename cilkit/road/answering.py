@@ -10,12 +10,13 @@ from typing import Any
 from cilkit import artifacts
 from cilkit.answers import SENTENCE, Sentence
 from cilkit.artifacts import Artifact
-from cilkit.errors import UserError
+from cilkit.errors import UserError, near_name
 from cilkit.road.inputs import device_of, opener_of, placed, threads_set_to, upstream, verb_of
 from cilkit.road.weights import VLM, Weights
 
 VERSION = 1  # part of the key: raise it when the same parameters come to mean another payload
 EMBEDDED = "embedded"
+NO_SETTINGS = ("images", "backbone", "arch", "model_args", "seed_init", "device", "unknown")  # of the captioner
 
 
 @opener_of("captioner")
@@ -55,8 +56,10 @@ def prealign(
     lr: float = 2e-3,
     noise: float = 1.0,
     seed: int = 0,
+    seed_init: int = 0,
     threads: int = 1,
     device: str = "auto",
+    **unknown: Any,
 ) -> Aligned:
     """A linear projection and a language model learn the captions of painted images, seen through a frozen backbone.
 
@@ -69,12 +72,14 @@ def prealign(
     longest:    tokens that an answer may have.
     views:      how often each painting is encoded: as it is, then as random variants by `recipe`.
     noise:      added to standardised tokens, in standard deviations.
+    seed_init:  of the weights of backbone "none", as in `run`; all other chance comes from `seed`.
     """
+    settings = {name: value for name, value in locals().items() if name not in NO_SETTINGS}
+    for name in unknown:
+        raise UserError(f"prealign has no setting {name!r}{near_name(name, settings)}; it has {', '.join(settings)}")
     if isinstance(images, str) and not images:
         raise UserError("there are no captions to learn: images is empty; name paintings, or a backbone 'vlm:NAME'")
-    settings = {name: value for name, value in locals().items() if name not in ("images", "backbone", "device")}
-    painted, weights = upstream(images, "images"), Weights(backbone, arch, model_args, seed)
-    settings = {name: value for name, value in settings.items() if name not in ("arch", "model_args")}
+    painted, weights = upstream(images, "images"), Weights(backbone, arch, model_args, seed_init)
     settings["lm"] = _fingerprint(lm)
     inputs = {"images": painted.artifact, **weights.inputs}
 
@@ -119,6 +124,7 @@ def answer(
     backbone: Any = "none",
     arch: str = "small_resnet",
     model_args: dict | None = None,
+    seed_init: int = 0,
     threads: int = 1,
     device: str = "auto",
     sentence: str = SENTENCE,
@@ -132,7 +138,8 @@ def answer(
     """
     from cilkit.road.learning import compare
 
-    common = {"backbone": backbone, "arch": arch, "model_args": model_args, "threads": threads, "device": device}
+    common = {"backbone": backbone, "arch": arch, "model_args": model_args, "seed_init": seed_init}
+    common |= {"threads": threads, "device": device}
     captioner = None
     if not str(backbone).startswith(VLM):
         captioner = prealign(images, sentence=sentence, **common, **(alignment or {}))
@@ -152,9 +159,11 @@ class Writing:
                 )
             self.aligned = upstream(captioner, "captioner")
             self.inputs = {"captioner": self.aligned.artifact}
-            theirs, ours = (self.aligned.artifact.inputs.get("backbone"), weights.inputs.get("backbone"))
-            if theirs and (ours is None or theirs["digest"] != ours.digest):
-                raise UserError(f"{self.aligned.artifact.name} was aligned to another backbone; align it to this one")
+            made = self.aligned.artifact
+            theirs, ours = made.inputs.get("backbone", {}).get("digest"), weights.inputs.get("backbone")
+            same = theirs == (ours and ours.digest)
+            if not same or any(made.identity.get(name) != value for name, value in weights.identity.items()):
+                raise UserError(f"{made.name} was aligned to another backbone; align it to this one")
         self.identity = {"text_encoder": EMBEDDED if text_encoder == EMBEDDED else _fingerprint(text_encoder)}
 
     def load(self, network: Any, precision: str) -> dict[str, Any]:

@@ -334,6 +334,11 @@ def probe(outcome, stream, threads: int = 1, device: str = "auto") -> dict:
     def make(work: artifacts.Work) -> None:
         from cilkit import analysis, backbones
 
+        if kind := outcome.settings["notes"].get("features"):
+            raise UserError(
+                f"the features that {outcome.artifact.name} kept are {kind}, which its backbone does not give; "
+                "cilkit.reference has the classifiers on a frozen backbone's features"
+            )
         tested, labels = outcome.features(-1), outcome.labels(-1)  # (n, dim), (n,)
         kept = outcome.artifact.path / "backbone"
         if not kept.is_dir():
