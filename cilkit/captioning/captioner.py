@@ -90,6 +90,9 @@ class Captioner(nn.Module):
         for module in (getattr(self, name) for name in PARTS[part]):
             module.requires_grad_(part != "lora" or module is self.connector)
         if part == "lora":
+            from cilkit.synthesis.pipelines import demand_peft
+
+            demand_peft()
             from peft import LoraConfig, inject_adapter_in_model
 
             with torch.random.fork_rng(devices=[]):
