@@ -254,6 +254,8 @@ def test_a_learner_that_writes_and_one_that_does_not_share_features(kind, folder
     said = gmm.predict(stream.test_after(tasks[1]))
     images = {"statistics": sum(len(task.train) for task in tasks) + tasks[0].seen, "test": len(said)}
     assert dict(tower.forwarded) == images  # one image, one count
+    with pytest.raises(UserError, match="recipe 'slca_cifar' normalises by"):
+        learners.create("gmm", tower, captioner=tower.captioner, text_encoder=tiny.letters, recipe="slca_cifar")
     assert len(said.texts) == len(said) and said.heads["constrained"].shape == (len(said), 4)
     tower.forwarded.clear()
     plain = tiny.learn(learners.create("simplecil", tower), tasks).predict(stream.test_after(tasks[1]))

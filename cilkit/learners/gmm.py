@@ -127,7 +127,12 @@ class Tuning(Learner):
         super().__init__(backbone, **settings)
 
     def build(self) -> None:
-        h = self.hyper
+        h, shown = self.hyper, (self.recipe.mean, self.recipe.std)
+        if self.backbone.elsewhere and not np.allclose(shown, (self.backbone.mean, self.backbone.std), atol=1e-3):
+            raise UserError(
+                f"recipe {h.recipe!r} normalises by {shown[0]}, and {self.backbone.tag} was trained with "
+                f"{self.backbone.mean}; take a recipe in the backbone's own, such as 'timm' or 'timm_test'"
+            )
         self.backbone.requires_grad_(False)
         self.norm_statistics = "frozen"
         self.memory = Memory(h.per_class, h.total, h.budget)
