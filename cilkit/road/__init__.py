@@ -10,7 +10,8 @@ notebook before (`params/03_pretraining/foreseen.yaml`): then what that file des
 heavy is imported unless something has to be made.
 """
 
-from cilkit.road.answering import Aligned, answer, prealign
+from cilkit.road.aligning import Aligned, prealign
+from cilkit.road.answering import answer
 from cilkit.road.curating import curate, score
 from cilkit.road.described import images_of, realm_of
 from cilkit.road.foreseeing import correct, foresee, freeze, without_overlap

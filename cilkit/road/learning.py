@@ -115,7 +115,7 @@ def run(
         raise UserError(f"{name} trains a generator of its own; leave `images` out")
     writing = None
     if learners.writes(learner):
-        from cilkit.road.answering import Writing
+        from cilkit.road.aligning import Writing
 
         writing = Writing(captioner, text_encoder, weights)
         inputs |= writing.inputs
