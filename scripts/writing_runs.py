@@ -48,11 +48,13 @@ def rows_of(job: tuple[str, int]) -> list[dict]:
         given = {"backbone": cilkit.parameters_of(path)["backbone"], **JOINT}
         runs["joint"] = cilkit.run("finetune", cilkit.stream(order_seed=SEEDS[k]).joint(), **given)
     for arm, run in runs.items():
-        notes, stored = run.settings["notes"], run.settings["stored_bytes"]
+        notes, kept = run.settings["notes"], run.settings["stored_bytes"]
         for head in HEADS.get(run.learner, run.heads):
+            stored = dict(kept)
             row = {"arm": arm, "head": head, "order": SEEDS[k], "learner": run.learner, "backbone": run.backbone_tag}
             row |= {name: round(run.summary(head)[name], 4) for name in FIGURES}
-            row |= {"bytes stored": sum(stored.values()), "language model's bytes": notes.get("captioner bytes", 0)}
+            model = stored.pop("decoder", 0) + notes.get("captioner bytes", 0)
+            row |= {"bytes stored": sum(stored.values()), "bytes of a further model": model}
             row |= {f"after task {t + 1}": value for t, value in enumerate(_stages(run, head))}
             if "names" in notes and head == "written":
                 last = analysis.answers_by_stage(run).iloc[-1]
@@ -78,7 +80,7 @@ def readme_tables() -> dict[str, str]:
         shown = groups[list(FIGURES)].agg(real_runs.interval)
         if name == "writing":
             shown["out of vocabulary"] = groups["out of vocabulary"].agg(real_runs.interval)
-        for column in ("bytes stored", "language model's bytes"):
+        for column in ("bytes stored", "bytes of a further model"):
             shown[column] = groups[column].mean().map("{:,.0f}".format)
         found[name] = readme.markdown(shown)
     return found
