@@ -140,6 +140,16 @@ def load(folder: str | Path, dtype: str = "float32") -> Captioner:
     return _assembled(connector, model, tokenizer, card)
 
 
+def whole(kind: Any, name: str, dtype: str) -> Any:
+    """A model by one of transformers' automatic classes. ValueError where weights are missing, which would be random."""
+    model, found = kind.from_pretrained(
+        name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    )
+    if found["missing_keys"]:
+        raise ValueError(f"its weights lack {', '.join(sorted(found['missing_keys'])[:3])}")
+    return model
+
+
 @quietly("transformers")
 def _loaded(name: str, dtype: str = "float32") -> tuple[Any, Any]:
     """Model and tokenizer of a folder or a name on the hub. UserError for what is no causal language model."""
@@ -149,11 +159,7 @@ def _loaded(name: str, dtype: str = "float32") -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(name)
         for fact in ("is_local", "local_files_only"):  # where it was read from would be saved with it
             tokenizer.init_kwargs.pop(fact, None)
-        model, found = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-        if found["missing_keys"]:
-            raise ValueError(f"its weights lack {', '.join(sorted(found['missing_keys'])[:3])}")
+        model = whole(AutoModelForCausalLM, name, dtype)
     except Exception as error:  # broken folders and unknown formats raise many unrelated classes
         raise UserError(
             f"language model {name!r} cannot be loaded ({reason_of(error)}); give {TINY!r}, a folder with a causal "

@@ -22,7 +22,7 @@ from torch import nn
 
 from cilkit import precision
 from cilkit.backbones import Backbone
-from cilkit.captioning.assembled import IMAGE, QUESTION
+from cilkit.captioning.assembled import IMAGE, QUESTION, whole
 from cilkit.captioning.captioner import Captioner
 from cilkit.captioning.trie import Trie
 from cilkit.data.transforms import Input
@@ -203,11 +203,7 @@ def _loaded(name: str, dtype: str) -> tuple[Any, Any]:
     try:
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         eyes = processor.image_processor
-        model, found = AutoModelForImageTextToText.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-        if found["missing_keys"]:
-            raise ValueError(f"its weights lack {', '.join(sorted(found['missing_keys'])[:3])}")
+        model = whole(AutoModelForImageTextToText, name, dtype)
     except Exception as error:  # broken folders and unknown formats raise many unrelated classes
         raise UserError(
             f"vision-language model {name!r} cannot be loaded ({reason_of(error)}); give a folder with an "

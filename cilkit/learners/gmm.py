@@ -27,7 +27,7 @@ from cilkit import answers, precision
 from cilkit.data import transforms
 from cilkit.errors import UserError
 from cilkit.learners.base import Batch, Learner, derive, part
-from cilkit.learners.memory import Memory, herd
+from cilkit.learners.memory import Memory, bytes_each, herd
 from cilkit.learners.rehearsal import unit
 from cilkit.outputs import Outputs
 
@@ -165,7 +165,7 @@ class Tuning(Learner):
         if self.remembers:
             if not task.classes:
                 raise UserError(NO_CLASSES)
-            self.memory.each = _bytes_each(task.train)
+            self.memory.each = bytes_each(task.train)
             self.memory.room(self.seen)  # a budget too small is said before an epoch is learnt
         self.encoded = None
         if not self.hyper.augment and self.epochs:
@@ -179,8 +179,7 @@ class Tuning(Learner):
 
     def shown(self, task: Task) -> ImageSet:
         """The task's images, then the exemplars."""
-        new, kept = task.train, self.memory.of(task.train)
-        return new.at(np.append(new.index, kept.index), np.append(new.labels, kept.labels))
+        return self.memory.beside(task.train)
 
     def training_set(self, task: Task) -> ImageSet:
         """What an epoch goes through; balanced, exemplars are repeated."""
@@ -297,7 +296,7 @@ class Tuning(Learner):
         h, tasks = self.hyper, list(stream)
         kept = [0] * len(tasks)  # exemplars before each task
         if self.remembers:
-            self.memory.each = _bytes_each(stream.train)
+            self.memory.each = bytes_each(stream.train)
             rooms = [self.memory.room(task.seen) for task in tasks]
             seen = zip(tasks[:-1], rooms, strict=False)
             kept[1:] = [int(np.minimum(stream.train.counts[: task.seen], room).sum()) for task, room in seen]
@@ -319,11 +318,6 @@ class Tuning(Learner):
             "features": "mean tokens",  # which need not be what the backbone gives
             "parameters tuned": sum(p.numel() for _, p in self.learnt()),
         }
-
-
-def _bytes_each(images: ImageSet) -> int:
-    """Bytes of one exemplar: of the largest image of the whole set."""
-    return int(images.source.sizes.astype(np.int64).prod(1).max(initial=0)) * 3
 
 
 # ---------------------------------------------------------------- the method

@@ -44,6 +44,12 @@ def rows_of(images: ImageSet) -> np.ndarray:
     return np.stack([images.index, images.sizes.astype(np.int64).prod(1) * 3], axis=1)
 
 
+def bytes_each(images: ImageSet) -> int:
+    """Bytes of one exemplar: where sizes differ, of the largest image of the whole set that these were chosen from, so
+    that it is the same in every task."""
+    return int(images.source.sizes.astype(np.int64).prod(1).max(initial=0)) * 3
+
+
 class Memory:
     """Exemplars by class, in herding order, so that shrinking is truncation.
 
@@ -82,6 +88,11 @@ class Memory:
         labels = np.repeat(np.arange(len(self.rows)), [len(rows) for rows in self.rows])
         places = np.concatenate([rows[:, 0] for rows in self.rows]) if self.rows else np.zeros(0)
         return images.at(places.astype(np.int64), labels.astype(np.int64))
+
+    def beside(self, new: ImageSet) -> ImageSet:
+        """A task's images, then all exemplars."""
+        kept = self.of(new)
+        return new.at(np.append(new.index, kept.index), np.append(new.labels, kept.labels))
 
     @property
     def bytes(self) -> int:

@@ -13,7 +13,7 @@ from cilkit import precision
 from cilkit.errors import UserError
 from cilkit.learners.base import check_norm_statistics, part
 from cilkit.learners.distilling import Distilling, cuts
-from cilkit.learners.memory import Memory, herd
+from cilkit.learners.memory import Memory, bytes_each, herd
 
 if TYPE_CHECKING:
     import torch
@@ -80,9 +80,8 @@ class Rehearsal(Distilling):
         self.raw.grow(len(task.classes), self.seed_init, False, self.backbone.device)
 
     def bytes_each(self, images: ImageSet) -> int:
-        """Bytes of one exemplar: where sizes differ, of the largest image of the whole set that these were chosen from,
-        so that it is the same in every task."""
-        return int(images.source.sizes.astype(np.int64).prod(1).max(initial=0)) * 3
+        """Bytes of one exemplar."""
+        return bytes_each(images)
 
     def optimiser(self, task: Task):
         import torch
@@ -96,8 +95,7 @@ class Rehearsal(Distilling):
         return optimiser, torch.optim.lr_scheduler.MultiStepLR(optimiser, list(h.milestones), gamma=self.decay)
 
     def training_set(self, task: Task) -> ImageSet:
-        new, kept = task.train, self.memory.of(task.train)
-        return new.at(np.append(new.index, kept.index), np.append(new.labels, kept.labels))
+        return self.memory.beside(task.train)
 
     # ------------------------------------------------------------ exemplars
 
