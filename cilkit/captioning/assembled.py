@@ -141,7 +141,7 @@ def load(folder: str | Path, dtype: str = "float32") -> Captioner:
 
 
 def whole(kind: Any, name: str, dtype: str) -> Any:
-    """A model by one of transformers' automatic classes. ValueError where weights are missing, which would be random."""
+    """A model by one of the automatic classes. ValueError where weights are missing: they would be random."""
     model, found = kind.from_pretrained(
         name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
     )
