@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cilkit import answers, calibration, metrics, results
+from cilkit import answers, calibration, metrics, outcomes
 from cilkit.errors import UserError
 from cilkit.probes import domain_gap as domain_gap  # found here as well: tables are asked of one module
 from cilkit.probes import image_statistics as image_statistics
@@ -290,7 +290,7 @@ def compare_arms(table: "pd.DataFrame", value: str, baseline: str = "") -> "pd.D
 
     table: columns arm, order and `value`, a row a run. Orders that only one arm has are left out of its pairing.
     """
-    compared = results.compare(table, value, "arm", baseline, over=["order"])
+    compared = outcomes.compare(table, value, "arm", baseline, over=["order"])
     return compared.rename(columns={"runs": "orders"}).drop(columns="pairs", errors="ignore")
 
 

@@ -38,7 +38,7 @@ class Foreign:
     written: dict[str, float] = field(default_factory=dict)  # figures that the file states itself, under our names
 
     def row(self) -> dict:
-        """As `results.row`: its figures from the matrix, and as the file states them where the matrix cannot say."""
+        """As `outcomes.row`: its figures from the matrix, and as the file states them where the matrix cannot say."""
         said, seed = self.settings.get, self.settings.get("seed", "")
         line = {"learner": f"{said('model_name') or said('model', '')} ({self.toolbox})", "head": self.head}
         line |= {"benchmark": said("dataset", ""), "order_seed": int(seed) if seed.isdigit() else None}

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cilkit import artifacts, backbones, lookahead, metrics, outputs, precision, results
+from cilkit import artifacts, backbones, lookahead, metrics, outcomes, outputs, precision
 from cilkit.errors import Stopped, UserError
 from cilkit.outputs import Outputs
 from cilkit.phases import Phases
@@ -282,7 +282,7 @@ class _Record:
             "losses": self.losses,
         } | ({"look_ahead": self.ahead} if self.ahead else {})
         artifacts.write_json(self.folder / "run.json", settings)
-        results.summarise(self.folder)
+        outcomes.summarise(self.folder)
 
 
 def _after(folder: Path, t: int) -> Path:

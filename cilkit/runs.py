@@ -24,7 +24,7 @@ from cilkit.outputs import Scores as Scores
 if TYPE_CHECKING:
     import pandas as pd
 
-SUMMARY = (  # what every table shows; `cilkit.results` has all figures
+SUMMARY = (  # what every table shows; `cilkit.outcomes` has all figures
     *("last accuracy", "average incremental accuracy", "forgetting (max before last)"),
     *("backward transfer (final)", "learning accuracy"),
 )

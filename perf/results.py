@@ -2,7 +2,7 @@
 
     python perf/results.py [--runs 1000] [--images 50000]
 
-Made-up runs with full summaries (two heads, as `cilkit.results.summarise` writes them) are collected into a table,
+Made-up runs with full summaries (two heads, as `cilkit.outcomes.summarise` writes them) are collected into a table,
 compared in pairs and averaged by class, all from their summaries. Then the outputs of 10 tasks of 100 classes and
 50,000 test images, two heads and features of 768 numbers, are written as `outputs.plan` decides, read back and scored.
 The last line is JSON. Half a minute, most of it for the logits that stand in for a model.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cilkit import outputs, results
+from cilkit import outcomes, outputs
 from cilkit.runs import Run
 
 HEADS = ["raw", "aligned"]
@@ -48,8 +48,8 @@ def write_summaries(folder: Path, runs: int, classes: int = 1000, tasks: int = 2
     """One run with real summaries, copied with other seeds and slightly other figures."""
     first, random = folder / "run_0", np.random.default_rng(0)
     write_run(first, settings(classes, tasks, 0), images, dim=0)
-    results.summarise(first)
-    summary = json.loads((first / results.SUMMARY).read_text())
+    outcomes.summarise(first)
+    summary = json.loads((first / outcomes.SUMMARY).read_text())
     made = []
     for k in range(runs):
         run = folder / f"made_{k}"
@@ -57,7 +57,7 @@ def write_summaries(folder: Path, runs: int, classes: int = 1000, tasks: int = 2
         (run / "run.json").write_text(json.dumps(settings(classes, tasks, k)))
         shift = random.normal()
         moved = {head: [(name, value + shift) for name, value in found] for head, found in summary.items()}
-        (run / results.SUMMARY).write_text(json.dumps(moved))
+        (run / outcomes.SUMMARY).write_text(json.dumps(moved))
         for head in HEADS:
             shutil.copy(first / f"class_accuracy_{head}.npy", run)
         made.append(run)
@@ -97,9 +97,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         made, _ = timed(f"{arguments.runs} summaries written", lambda: write_summaries(scratch, arguments.runs))
-        table, collecting = timed(f"{arguments.runs} runs collected", lambda: results.collect(made, heads="all"))
+        table, collecting = timed(f"{arguments.runs} runs collected", lambda: outcomes.collect(made, heads="all"))
         table = table[table["head"] == "aligned"]
-        _, comparing = timed("compared in pairs", lambda: results.compare(table, "last accuracy", baseline="finetune"))
+        _, comparing = timed("compared in pairs", lambda: outcomes.compare(table, "last accuracy", baseline="finetune"))
         runs = [Run(folder) for folder in made]
         _, averaging = timed(
             "accuracy on each class averaged over runs",
@@ -109,7 +109,7 @@ def main() -> None:
         keep, _ = timed("outputs of ImageNet-1k's shape written", lambda: write_run(scratch / "in1k", shape,
                                                                                     arguments.images, 768))  # fmt: skip
         kept = sum(path.stat().st_size for path in (scratch / "in1k").rglob("*") if path.is_file())
-        timed("every figure of it computed from what was kept", lambda: results.summarise(scratch / "in1k"))
+        timed("every figure of it computed from what was kept", lambda: outcomes.summarise(scratch / "in1k"))
     print(f"kept: {kept:,} bytes (planned {keep.bytes:,}); logits {keep.logits}, features {keep.features}")
     seconds = round(collecting + comparing + averaging, 2)
     print(json.dumps({"name": "seconds_to_aggregate", "value": seconds, "unit": "s", "runs": arguments.runs,

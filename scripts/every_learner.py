@@ -28,7 +28,7 @@ import real_runs
 import torch
 
 import cilkit
-from cilkit import artifacts, learners, results
+from cilkit import artifacts, learners, outcomes
 from cilkit.data.streams import SEEDS
 from cilkit.metrics import mean_interval, paired_interval
 from cilkit.runs import Run
@@ -118,7 +118,7 @@ def rows_of(arms: dict, on: dict, shared: dict) -> pd.DataFrame:
     for order in ORDERS:
         for learner, own in arms.items():
             made = run(learner, order, on, shared | own)
-            tables.append(results.collect([made], heads="all").reindex(columns=COLUMNS))
+            tables.append(outcomes.collect([made], heads="all").reindex(columns=COLUMNS))
     return pd.concat(tables, ignore_index=True).assign(machine=real_runs.machine())
 
 

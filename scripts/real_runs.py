@@ -21,7 +21,7 @@ import readme
 import torch
 
 import cilkit
-from cilkit import artifacts, backbones, incremental, learners, results
+from cilkit import artifacts, backbones, incremental, learners, outcomes
 from cilkit.data import Benchmark, ImageSet, Stream, benchmarks, decoding
 from cilkit.data.streams import SEEDS
 from cilkit.metrics import mean_interval, paired_interval
@@ -68,7 +68,7 @@ def real_streams() -> pd.DataFrame:
             if not status.ok:
                 raise SystemExit(f"{output.name}: {status.state} in code cell {status.cell}: {status.sentence}")
             runs = cilkit.from_params(path, order_seed=seed)
-            rows = results.collect([run for key, run in runs.items() if key != "joint"], heads="all")
+            rows = outcomes.collect([run for key, run in runs.items() if key != "joint"], heads="all")
             tables.append(rows.reindex(columns=COLUMNS))
             for column in ("image_size", "epochs"):
                 tables[-1][column] = parameters_of(path)[column]

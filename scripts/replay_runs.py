@@ -32,7 +32,7 @@ import torch
 from fit_generator import read_images
 
 import cilkit
-from cilkit import artifacts, backbones, incremental, learners, plots, results
+from cilkit import artifacts, backbones, incremental, learners, outcomes, plots
 from cilkit.data import Benchmark, ImageSet, ShardWriter, Stream, benchmarks
 from cilkit.data.shards import open_set
 from cilkit.data.streams import SEEDS
@@ -166,7 +166,7 @@ def arms(workers: int) -> pd.DataFrame:
     side_by_side(run, jobs, workers)
     tables = []
     for learner, arm, order in jobs:
-        table = results.collect([run(learner, arm, order)], heads="all").reindex(columns=COLUMNS)
+        table = outcomes.collect([run(learner, arm, order)], heads="all").reindex(columns=COLUMNS)
         tables.append(table.assign(learner=learner, arm=arm))
     return pd.concat(tables, ignore_index=True).assign(machine=real_runs.machine())
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cilkit import foreign, metrics, results
+from cilkit import foreign, metrics, outcomes
 from cilkit.errors import UserError
 
 NAN = np.nan
@@ -55,7 +55,7 @@ def pilot_log(path, seeds=(1993,), sizes=(10, 10, 10), nme=False, wrap=str, init
 def test_a_pilot_log_gives_back_its_matrix_and_what_it_states(tmp_path, wrap):
     (run,) = foreign.read_pilot(pilot_log(tmp_path / "reproduce_1993_vit.log", wrap=wrap))
     np.testing.assert_array_equal(run.matrix, MATRIX)
-    row = results.row(run)
+    row = outcomes.row(run)
     assert row["forgetting (max before last)"] == metrics.forgetting_max_before_last(MATRIX) == 14.875  # as it prints
     assert row["last accuracy"] == TOTALS[-1] and row["average incremental accuracy"] == pytest.approx(np.mean(TOTALS))
     assert row["top-5 accuracy"] == TOTALS[-1] + 5 and row["order_seed"] == 1993
@@ -180,7 +180,7 @@ def test_ranpac_curves_logs_and_paper_tables(tmp_path):
     assert run.toolbox == "RanPAC" and run.row()["last accuracy"] == TOTALS[-1]
 
     (tmp_path / "Table_data_main_x.csv").write_text(",x\nNCM only,70.5\nAlgorithm 1,90.1\nruntime,1234.5\n")
-    table = results.collect(foreign.read_ranpac(tmp_path / "Table_data_main_x.csv"))
+    table = outcomes.collect(foreign.read_ranpac(tmp_path / "Table_data_main_x.csv"))
     assert table["learner"].tolist() == ["NCM only (RanPAC)", "Algorithm 1 (RanPAC)"]
     assert table["last accuracy (task mean)"].tolist() == [70.5, 90.1] and set(table["benchmark"]) == {"x"}
 

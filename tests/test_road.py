@@ -227,13 +227,13 @@ def test_each_image_passes_a_frozen_backbone_once_for_all_runs(own_root):
 
 
 def test_a_domain_stream_from_raw_files_to_results(pacs):
-    from cilkit import results
+    from cilkit import outcomes
 
     runs = cilkit.learn(
         ["nearest_mean", "slow_learner"], {"slow_learner": {"slow_rate": 1.0}}, benchmark="pacs", protocol="domain",
         benchmark_options=pacs, **TINY, recipe="timm", image_size=32, epochs=1, milestones=[], batch_size=8, lr=0.05,
     )  # fmt: skip
-    table = results.collect(runs.values()).set_index("learner")
+    table = outcomes.collect(runs.values()).set_index("learner")
     assert (table["protocol"] == "domain").all() and (table["tasks"] == 4).all()
     assert table["forward transfer (against chance)"].notna().all()
     assert table.loc["nearest_mean", "last accuracy"] > 60  # colours: chance is 25 %

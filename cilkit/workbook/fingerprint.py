@@ -12,7 +12,13 @@ from cilkit.errors import UserError
 from cilkit.workbook.start import versions
 
 PACKAGE = Path(cilkit.__file__).parent
-AFTERWARDS = ("workbook/site", "workbook/report.py", "cli.py", "assets/site/")  # read only after a notebook has run
+AFTERWARDS = (
+    "workbook/site",
+    "workbook/report.py",
+    "cli.py",
+    "commands/",
+    "assets/site/",
+)  # read only after a notebook has run
 
 
 def fingerprint(notebook: dict, values: dict[str, Any]) -> dict[str, Any]:
@@ -41,11 +47,11 @@ def all_in_place(book: Path) -> bool:
 
 @functools.cache
 def code_digest() -> str:
-    """One digest of the package's files (sources and assets), without those that only the report reads."""
+    """One digest of the package's files (sources and assets), without those around a notebook's execution."""
     total = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*")):
         name = path.relative_to(PACKAGE).as_posix()
-        if path.is_file() and "__pycache__" not in name and not name.startswith(AFTERWARDS):
+        if path.is_file() and "__pycache__" not in name and (name in IN_A_KERNEL or not name.startswith(AROUND)):
             total.update(f"{name}\0{artifacts.sha256_of(path)}\n".encode())
     return total.hexdigest()
 

@@ -1,0 +1,1 @@
+"""The words after `cilkit`: one file each, with `add(commands)` for its arguments and what it does."""

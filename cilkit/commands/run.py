@@ -1,0 +1,53 @@
+"""`cilkit run`: one notebook, with checked parameters."""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    run = commands.add_parser("run", help="execute one notebook with checked parameters")
+    run.add_argument("notebook", type=Path)
+    run.add_argument("-f", "--file", type=Path, action="append", default=[], help="parameter file (later ones win)")
+    run.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    run.add_argument("-o", "--output", type=Path, help="executed notebook (default: reports/runs/<name>.ipynb)")
+    run.add_argument("--timeout", type=float, metavar="SECONDS", help="limit for the whole notebook")
+    run.add_argument("--again", action="store_true", help="also if nothing has changed")
+    run.set_defaults(call=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from cilkit import artifacts
+    from cilkit.workbook import parameters
+    from cilkit.workbook.execute import interrupt_all, run_notebook
+    from cilkit.workbook.start import shown
+
+    known = parameters.declared(options.notebook)
+    given = {}
+    for path in options.file:
+        given |= parameters.load_params(path)
+    for name, text in options.parameter:
+        a_text = name in known and "str" in known[name].type.replace("Literal", "")
+        given[name] = text if a_text else parameters.parse_text(text)
+    stem = "-".join([options.notebook.stem, *(path.stem for path in options.file)])
+    home = artifacts.repository() or Path.cwd()
+    output = options.output or home / "reports" / "runs" / f"{stem}.ipynb"
+
+    def stop(number: int, frame: object) -> None:
+        """The first signal interrupts the kernel, which keeps what it has; the second one ends us."""
+        signal.signal(number, signal.default_int_handler)
+        interrupt_all()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    status = run_notebook(
+        options.notebook, given, output, timeout=options.timeout, log=print, live=True, again=options.again
+    )
+    if status.skipped:
+        print(f"{shown(output.absolute())}: nothing has changed since it was made (--again runs it all the same)")
+    elif status.ok:
+        print(f"{shown(output.absolute())}: ok, {status.seconds:.1f} s")
+    else:
+        print(f"cilkit: {status.state} in code cell {status.cell}: {status.sentence}", file=sys.stderr)
+    return 130 if status.state == "interrupted" else int(not status.ok)
