@@ -12,13 +12,8 @@ from cilkit.errors import UserError
 from cilkit.workbook.start import versions
 
 PACKAGE = Path(cilkit.__file__).parent
-AFTERWARDS = (
-    "workbook/site",
-    "workbook/report.py",
-    "cli.py",
-    "commands/",
-    "assets/site/",
-)  # read only after a notebook has run
+IN_A_KERNEL = ("workbook/__init__.py", "workbook/book.py", "workbook/start.py", "workbook/parameters.py")
+AROUND = ("workbook/", "cli.py", "commands/", "assets/site/")  # of these, a notebook sees nothing else
 
 
 def fingerprint(notebook: dict, values: dict[str, Any]) -> dict[str, Any]:
