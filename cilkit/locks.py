@@ -75,6 +75,16 @@ def claim(path: str | Path) -> Claim | None:
     return Claim(path, token)
 
 
+def holder(path: str | Path) -> dict | None:
+    """Who alive holds the file `path` (host, pid …); None where nobody does. A look, which claims nothing."""
+    path = Path(path)
+    try:
+        who = _claim_of(path)
+        return who if who and not _is_dead(path) else None
+    except OSError:
+        return None
+
+
 @contextmanager
 def sole_maker(lock: Path, what: str) -> Iterator[Callable[[], None]]:
     """Hold the file `lock` while making `what`; wait while a live process holds it, take over from a dead one.

@@ -9,6 +9,7 @@ from typing import Any
 import cilkit
 from cilkit import artifacts
 from cilkit.errors import UserError
+from cilkit.workbook import chain, parameters
 from cilkit.workbook.start import versions
 
 PACKAGE = Path(cilkit.__file__).parent
@@ -16,13 +17,15 @@ IN_A_KERNEL = ("workbook/__init__.py", "workbook/book.py", "workbook/start.py", 
 AROUND = ("workbook/", "cli.py", "commands/", "assets/site/")  # of these, a notebook sees nothing else
 
 
-def fingerprint(notebook: dict, values: dict[str, Any]) -> dict[str, Any]:
-    """Digests of a notebook's cells, its parameters, the files that they name, and the code below it."""
+def fingerprint(notebook: dict, values: dict[str, Any], memo: chain.Memo | None = None) -> dict[str, Any]:
+    """Digests of a notebook's cells, its parameters, all that they lead to (`chain`), and the code below it."""
+    memo = {} if memo is None else memo
+    every = {name: parameter.default for name, parameter in parameters.declared(notebook).items()} | values
     cells = [[c["cell_type"], c["source"], sorted(c.get("metadata", {}).get("tags", []))] for c in notebook["cells"]]
     return {
         "cells": _digest(cells),
         "parameters": _digest(values),
-        "files": {text: artifacts.sha256_of(path) for text, path in sorted(_files_named(values))},
+        "files": {text: chain.digest_of(path, memo) for text, path in sorted(chain.files_named(every))},
         "code": code_digest(),
         "versions": versions(),
         "artifacts_root": _digest(str(artifacts.root())),
@@ -49,18 +52,6 @@ def code_digest() -> str:
         if path.is_file() and "__pycache__" not in name and (name in IN_A_KERNEL or not name.startswith(AROUND)):
             total.update(f"{name}\0{artifacts.sha256_of(path)}\n".encode())
     return total.hexdigest()
-
-
-def _files_named(value: Any) -> set[tuple[str, Path]]:
-    """Texts among the parameters that are files in the repository (a parameter file of an earlier notebook)."""
-    if isinstance(value, dict):
-        return set().union(*map(_files_named, value.values()))
-    if isinstance(value, list):
-        return set().union(*map(_files_named, value))
-    if not isinstance(value, str) or "/" not in value:
-        return set()
-    path = (artifacts.repository() or Path.cwd()) / value
-    return {(value, path)} if path.is_file() else set()
 
 
 def _digest(value: Any) -> str:

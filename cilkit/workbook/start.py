@@ -1,6 +1,7 @@
 """The first call of every notebook: checked parameters, versions, and a `Book` for what the notebook leaves behind."""
 
 import ast
+import functools
 import importlib.metadata
 import inspect
 import json
@@ -126,6 +127,7 @@ def _declares(path: Path) -> dict | None:
         return None
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of what decides the results, read from the installed metadata (nothing is imported)."""
     found = {"python": platform.python_version()}
