@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -33,19 +34,27 @@ START_ATTEMPTS = 3  # only while no cell has run
 
 @dataclass
 class Status:
-    """What became of one run; `state` is ok, failed, dead, timeout, interrupted, running, or not run."""
+    """What became of one run; `state` is ok, failed, dead, memory, timeout, interrupted, running, or not run."""
 
     state: str
     notebook: str
     output: str
     parameters: dict[str, Any] = field(default_factory=dict)
     sentence: str = ""  # why it is not ok
-    cell: int | None = None  # number of the code cell that did not finish, counted from 1
+    cell: int | None = None  # number of the code cell that runs or did not finish, counted from 1
+    cells: int | None = None  # code cells in all, with the injected one
+    left: float | None = None  # seconds, by the cell times of an earlier run
+    cell_seconds: list[float] = field(default_factory=list)  # of the code cells that have ended
     seconds: float = 0.0
+    peak_memory: float | None = None  # GB, the most that was seen of the kernel with its children
     started: str = ""
     notes: list[str] = field(default_factory=list)  # parameters that were read as another type
     commit: dict | None = None
     fingerprint: dict[str, Any] = field(default_factory=dict)
+    attempt: int = 1
+    host: str = ""
+    pid: int | None = None  # of the process that executed it
+    device: str | None = None  # CUDA_VISIBLE_DEVICES as the kernel got it
     skipped: bool = False  # nothing had changed since an earlier run that was ok
 
     @property
@@ -109,10 +118,14 @@ def run_notebook(
     output: Path | str,
     *,
     timeout: float | None = None,
+    memory: float | None = None,
     log: Callable[[str], None] | None = None,
     live: bool = False,
     again: bool = False,
     environment: dict[str, str] | None = None,
+    progress: Callable[[Status], None] | None = None,
+    finish: Callable[[Path], None] | None = None,
+    attempt: int = 1,
 ) -> Status:
     """Execute a notebook with `given` parameters into `output`; never raises for what happens inside the notebook.
 
@@ -131,6 +144,8 @@ def run_notebook(
         before.skipped = True
         return before
     status = Status("running", shown(path), output.name, values, notes=notes, fingerprint=now, commit=commit())
+    status.attempt, status.host, status.pid = attempt, socket.gethostname(), os.getpid()
+    status.device = (os.environ | (environment or {})).get("CUDA_VISIBLE_DEVICES")
     for note in notes if log else ():
         log(note)
     _prepare(output, status)
@@ -138,6 +153,8 @@ def run_notebook(
     part = output.with_suffix(".part.ipynb")
     try:
         _execute(path, notebook, values, part, status, timeout=timeout, live=live, environment=environment or {})
+        if finish and status.ok:
+            finish(book_folder(output))
     finally:
         status.seconds = round(time.monotonic() - begun, 2)
         if status.state == "running":
