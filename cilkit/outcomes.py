@@ -83,7 +83,21 @@ def row(
     if cumulative is not None:
         reference = cumulative.accuracy_of(head if head in cumulative.heads else cumulative.default_head)
         line["intransigence (against cumulative training)"] = metrics.intransigence(run.accuracy_of(head), reference)
-    return line | _costs(run) | {"source": str(run.folder)}
+    return line | _costs(run) | clocked(run.measured) | {"source": str(run.folder)}
+
+
+def facts(run: Run, head: str) -> dict:
+    """A head's `row` without what a clock measured and where the run lies: equal wherever its outputs are equal."""
+    apart = {"source", *clocked(run.measured)}
+    return {name: value for name, value in row(run, head).items() if name not in apart}
+
+
+def clocked(measured: Mapping) -> dict[str, float]:
+    """Seconds and peak memory by phase, as columns, of a run's measured.json."""
+    found = {}
+    for phase, spent in measured.get("phases", {}).items():
+        found |= {f"seconds: {phase}": spent["seconds"], f"peak bytes: {phase}": spent["peak_bytes"]}
+    return found
 
 
 def collect(sources: Iterable, heads: str | Sequence[str] = "default") -> "pd.DataFrame":
@@ -138,7 +152,7 @@ def compare(
 
 
 def _costs(run: Run) -> dict[str, float]:
-    """Bytes stored by kind, backbone, images forwarded, and seconds and peak memory by phase, where they were noted."""
+    """Bytes stored by kind, backbone and images forwarded, where they were noted."""
     stored, backbone = run.settings.get("stored_bytes", {}), run.settings.get("backbone", {})
     costs = {"bytes stored": sum(stored.values())} | {f"bytes: {kind}": size for kind, size in stored.items()}
     costs |= {f"backbone {kind}": backbone[kind] for kind in ("parameters", "bytes") if kind in backbone}
@@ -146,8 +160,6 @@ def _costs(run: Run) -> dict[str, float]:
     costs["images forwarded"] = sum(forwards["spent"].values())
     found = sum(forwards["declared"].get(kind, 0) for kind in forwards["found"])
     costs |= {"images found as features": found} if found else {}  # forwarded before, once for all runs
-    for phase, spent in run.measured.get("phases", {}).items():
-        costs |= {f"seconds: {phase}": spent["seconds"], f"peak bytes: {phase}": spent["peak_bytes"]}
     return costs
 
 
