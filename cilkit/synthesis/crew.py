@@ -13,9 +13,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from shutil import which
 
 import cilkit
+from cilkit.devices import gpus
 from cilkit.errors import UserError
 from cilkit.synthesis.job import Job
 
@@ -91,18 +91,6 @@ def worker_environment() -> dict[str, str]:
     package = str(Path(cilkit.__file__).resolve().parent.parent)
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     return {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": path}
-
-
-def gpus() -> list[str]:
-    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES knows."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [card.strip() for card in named.split(",") if card.strip() not in ("", "-1")]
-    if not Path("/proc/driver/nvidia").exists() and which("nvidia-smi") is None:
-        return []  # known without loading torch
-    import torch
-
-    return [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _listen(number: int, hand: subprocess.Popen, answers: queue.SimpleQueue) -> None:

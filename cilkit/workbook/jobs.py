@@ -19,7 +19,7 @@ class Needs:
     """What one job occupies while it runs. None: no limit."""
 
     cpus: float = 1.0
-    gpus: float = 0.0  # 0.5: two such jobs share a GPU
+    gpus: float | None = None  # 0.5: two such jobs share a GPU; None (which no executor sees): one where there are any
     timeout: float | None = None  # seconds of the whole notebook
     memory: float | None = None  # GB of the kernel with its children
 
