@@ -55,6 +55,7 @@ class Status:
     host: str = ""
     pid: int | None = None  # of the process that executed it
     device: str | None = None  # CUDA_VISIBLE_DEVICES as the kernel got it
+    changed: dict[str, Any] = field(default_factory=dict)  # parameters that a retry gave another value
     skipped: bool = False  # nothing had changed since an earlier run that was ok
 
     @property
@@ -161,7 +162,7 @@ def run_notebook(
             status.state, status.sentence = "interrupted", "the process that executed the notebook was stopped."
         if part.is_file():
             os.replace(part, output)
-        _write_status(output, status)
+        write_status(output, status)
     return status
 
 
@@ -169,10 +170,10 @@ def _prepare(output: Path, status: Status) -> None:
     status.started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
     output.unlink(missing_ok=True)
     shutil.rmtree(book_folder(output), ignore_errors=True)
-    _write_status(output, status)
+    write_status(output, status)
 
 
-def _write_status(output: Path, status: Status) -> None:
+def write_status(output: Path, status: Status) -> None:
     content = asdict(status) | {"skipped": False}
     artifacts.atomic_write(status_path(output), json.dumps(content, indent=1, default=str) + "\n")
 

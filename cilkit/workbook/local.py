@@ -88,7 +88,7 @@ class LocalExecutor:
         return environment | ({"CUDA_VISIBLE_DEVICES": ",".join(place.gpus)} if self.gpus else {})
 
     def _cards(self, wanted: float) -> dict[str, float] | None:
-        """GPUs with room for so many, a share of one, or None. The one that is fullest and fits: whole ones stay free."""
+        """GPUs with room for so many (a share: the fullest that has it, so that whole ones stay free), or None."""
         taken = dict.fromkeys(self.gpus, 0.0)
         for place in self._places.values():
             for card, share in place.gpus.items():
