@@ -3,17 +3,22 @@
 What it shows may hold texts that a language model wrote, so only known elements and attributes pass. Pictures become
 files, widgets and scripts go, and no address outside the site is left: links lead to other pages of the site, else only
 their text stays. Formulas are drawn by matplotlib, because MathJax would have to come from somewhere.
+
+A thousand runs of one notebook share its text, its code and many outputs, so each cell's source and each output is a
+piece of its own: converted and cleaned once a process, whatever notebook holds it.
 """
 
 import base64
 import binascii
 import hashlib
+import io
+import json
 import re
+import secrets
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
-
-from cilkit import artifacts
 
 SHOWN = ["text/html", "text/markdown", "image/png", "image/jpeg", "text/plain"]  # the first found is shown: no widgets
 ELEMENTS = set(
@@ -25,6 +30,8 @@ ATTRIBUTES = {"class", "id", "href", "src", "alt", "width", "height", "colspan",
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$]+?)(?<!\s)\$", re.DOTALL)
 NUMBER = re.compile(r"[-+−]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?%)?|nan|NaN")
 FORMULA_SIZE = 12.0  # points, drawn; shown relative to the text around it
+KEPT_PIECES = 4096  # those of one notebook, many times over; the least used go first
+HERE = f"files-{secrets.token_hex(16)}"  # stands in a piece for the page's folder; no notebook can write it
 
 
 @dataclass
@@ -37,56 +44,126 @@ class Fragment:
     body: str = ""
 
 
+@dataclass
+class _Piece:
+    """One source or one output, converted; `title` is that of its first h1, which `html` no longer has."""
+
+    html: str
+    files: dict[str, bytes]  # pictures that stood in the text, and drawn formulas
+    heading: str = ""  # the first h1 as it stood before the rest
+    title: str = ""
+    lead: str = ""
+    sections: list[tuple[str, str]] = field(default_factory=list)
+
+
 def fragment(notebook: Any, folder: Path, prefix: str, book: dict, pages: dict[str, str]) -> Fragment:
     """Convert `notebook` (nbformat); its pictures are written to `folder`, which pages address as `prefix`.
 
-    `book` is the run's `book.json` (captions, tables behind figures); `pages` maps notebook file names to pages.
+    `book` is the run's `book.json` (captions, tables behind figures), its figures lie in `folder` already or will;
+    `pages` maps notebook file names to pages.
     """
-    from bs4 import BeautifulSoup
-    from nbconvert.exporters import HTMLExporter
-    from traitlets.config import Config
-
-    notebook.metadata.pop("widgets", None)
-    notebook.cells = [cell for cell in notebook.cells if "papermill-error-cell-tag" not in _tags(cell)]
     figures = {entry["name"]: entry for entry in book.get("figures", [])}
-    for number, cell in enumerate(notebook.cells):
-        for place, output in enumerate(cell.get("outputs", [])):
-            _prepare(output, f"cell{number}_{place}", folder, prefix, figures)
-    config = Config()
-    config.NbConvertBase.display_data_priority = SHOWN
-    exporter = HTMLExporter(config=config, template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
-    soup = BeautifulSoup(exporter.from_notebook_node(notebook)[0], "html.parser")
-    clean(soup, pages, folder, prefix)
-    for block in soup.select(".text_cell_render, .output_markdown"):
-        _draw_formulas(soup, block, folder, prefix)
-    _caption_figures(soup, prefix, figures)
-    for table in soup.find_all("table"):
-        _align_numbers(table)
-        table.wrap(soup.new_tag("div", attrs={"class": "wide"}))
-    return _parts(soup)
+    cells = [cell for cell in notebook.cells if "papermill-error-cell-tag" not in _tags(cell)]
+    links, made, body = tuple(sorted(pages.items())), Fragment(), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, cell in enumerate(cells):
+        for content, figure in _contents(cell, number, folder, figures):
+            piece = _piece(json.dumps(content, sort_keys=True), json.dumps(figure, sort_keys=True), links)
+            for name, picture in piece.files.items():
+                (folder / name).write_bytes(picture)
+            titled = bool(made.title)
+            if piece.title and not titled:
+                made.title, made.lead = piece.title, piece.lead
+            body.append(piece.heading * titled + piece.html)
+            made.sections += piece.sections
+    made.body = _within("\n".join(body)).replace(HERE, prefix)
+    return made
 
 
 def _tags(cell: Any) -> list[str]:
     return cell.get("metadata", {}).get("tags", [])
 
 
-def _prepare(output: Any, name: str, folder: Path, prefix: str, figures: dict[str, dict]) -> None:
-    """Write an output's picture to a file, and keep of a progress bar what its line showed last."""
+def _contents(cell: Any, number: int, folder: Path, figures: dict[str, dict]) -> list[tuple[dict, dict | None]]:
+    """A cell as cells of one source or one output, without what differs from run to run and does not show.
+
+    Beside each the Book's entry of the figure that it shows, if it does.
+    """
+    kept = {"cell_type": cell.cell_type, "source": cell.source, "metadata": {}}
+    if cell.cell_type != "code":
+        kept["metadata"] = {"raw_mimetype": cell.metadata.get("raw_mimetype", "")}
+        return [(kept | {"attachments": cell.get("attachments", {})}, None)]
+    found: list[tuple[dict, dict | None]] = [(kept | {"outputs": []}, None)]
+    unseen = {"cell_type": "code", "source": "", "metadata": {"transient": {"remove_source": True}}}
+    for place, output in enumerate(cell.get("outputs", [])):
+        figure = _prepare(output, f"cell{number}_{place}", folder, figures)
+        found.append((unseen | {"outputs": [output | {"execution_count": None}]}, figure))
+    return found
+
+
+def _prepare(output: Any, name: str, folder: Path, figures: dict[str, dict]) -> dict | None:
+    """Write an output's picture to a file, if the Book has not; keep of a progress bar what its line showed last."""
     if output.output_type == "stream":
         output.text = re.sub(r"[^\n]*\r(?=[^\n])", "", output.text)
+    shown = None
     for kind, suffix in (("image/png", "png"), ("image/jpeg", "jpg")):
         if kind not in output.get("data", {}):
             continue
         stem = output.metadata.get("cilkit")
-        stem = stem if stem in figures else name
-        artifacts.atomic_write(folder / f"{stem}.{suffix}", base64.b64decode(output.data[kind]))
-        output.metadata["filenames"] = {kind: f"{prefix}/{stem}.{suffix}"}
-        alternative = figures.get(stem, {}).get("caption") or stem
+        entry = figures.get(stem) if isinstance(stem, str) else None
+        if entry and entry["file"] == f"{stem}.{suffix}":
+            shown = {key: entry.get(key, "") for key in ("file", "caption", "table")}
+        else:
+            stem = name
+            (folder / f"{stem}.{suffix}").write_bytes(base64.b64decode(output.data[kind]))
+        output.data[kind] = ""
+        output.metadata["filenames"] = {kind: f"{HERE}/{stem}.{suffix}"}
+        alternative = (shown or {}).get("caption") or stem
         output.metadata[kind] = {**output.metadata.get(kind, {}), "alt": alternative}
+    return shown
 
 
-def clean(soup: Any, pages: dict[str, str], folder: Path, prefix: str) -> None:
-    """Let only known elements and attributes pass, and only addresses inside the site."""
+@lru_cache(maxsize=KEPT_PIECES)
+def _piece(content: str, figure: str, links: tuple[tuple[str, str], ...]) -> _Piece:
+    """Convert and clean one cell of `_contents` (JSON); addresses of its files begin with HERE."""
+    import nbformat
+    from bs4 import BeautifulSoup
+
+    cell, files, entry = json.loads(content), {}, json.loads(figure)
+    whole = nbformat.from_dict({"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [cell]})
+    soup = BeautifulSoup(_exporter().from_notebook_node(whole)[0].strip(), "html.parser")
+    clean(soup, dict(links), files)
+    for block in soup.select(".text_cell_render, .output_markdown"):
+        _draw_formulas(soup, block, files)
+    if entry:
+        _caption_figure(soup, entry)
+    for table in soup.find_all("table"):
+        _align_numbers(table)
+        table.wrap(soup.new_tag("div", attrs={"class": "wide"}))
+    piece = _Piece("", files)
+    if cell["cell_type"] == "markdown":
+        _note_headings(soup, piece)
+    piece.html = soup.decode(formatter="minimal")
+    return piece
+
+
+@cache
+def _exporter() -> Any:
+    from nbconvert.exporters import HTMLExporter
+    from traitlets.config import Config
+
+    class Exporter(HTMLExporter):
+        def _preprocess(self, nb: Any, resources: Any) -> tuple[Any, Any]:
+            """Nothing: none of its steps concerns us, and after each the cell would be checked against a schema."""
+            return nb, resources
+
+    config = Config()
+    config.NbConvertBase.display_data_priority = SHOWN
+    return Exporter(config=config, template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+
+
+def clean(soup: Any, pages: dict[str, str], files: dict[str, bytes]) -> None:
+    """Let only known elements and attributes pass, and only addresses inside the site; pictures go into `files`."""
     from bs4 import Comment
 
     for comment in soup.find_all(string=lambda text: isinstance(text, Comment)):
@@ -100,28 +177,50 @@ def clean(soup: Any, pages: dict[str, str], folder: Path, prefix: str) -> None:
             element.unwrap()
         else:
             element.attrs = {name: value for name, value in element.attrs.items() if name in ATTRIBUTES}
+            if element.get("id", "").startswith("cell-id="):
+                del element["id"]
     for link in soup.find_all("a"):
-        _keep_link_inside(link, soup, pages)
+        _keep_link_inside(link, pages)
     for picture in soup.find_all("img"):
-        _keep_picture_inside(picture, folder, prefix)
+        _keep_picture_inside(picture, files)
     for element in soup.find_all(True):
         if element.name not in ("img", "a"):
             element.attrs = {name: value for name, value in element.attrs.items() if name not in ("src", "href")}
+        elif element.name == "a":
+            element.attrs.pop("src", None)
+        else:
+            element.attrs.pop("href", None)
 
 
-def _keep_link_inside(link: Any, soup: Any, pages: dict[str, str]) -> None:
+def _keep_link_inside(link: Any, pages: dict[str, str]) -> None:
     address = link.get("href", "")
     if "anchor-link" in link.get("class", []):
         link.decompose()
-    elif address.startswith("#") and soup.find(id=address[1:]):
-        pass
+    elif address.startswith("#"):
+        link["href"] = HERE + address  # whether the page has this place is known when the page is whole
     elif address.split("#")[0].rsplit("/", 1)[-1] in pages and ":" not in address:
         link["href"] = pages[address.split("#")[0].rsplit("/", 1)[-1]]
     else:
         link.unwrap()
 
 
-def _keep_picture_inside(picture: Any, folder: Path, prefix: str) -> None:
+def _within(body: str) -> str:
+    """Links to places of the same page: kept where there is such a place, else only their text."""
+    from bs4 import BeautifulSoup
+
+    if f'href="{HERE}#' not in body:
+        return body
+    soup = BeautifulSoup(body, "html.parser")
+    for link in soup.find_all("a", href=re.compile(f"^{HERE}#")):
+        place = link["href"].removeprefix(f"{HERE}#")
+        if place and soup.find(id=place):
+            link["href"] = f"#{place}"
+        else:
+            link.unwrap()
+    return soup.decode(formatter="minimal")
+
+
+def _keep_picture_inside(picture: Any, files: dict[str, bytes]) -> None:
     address = picture.get("src", "")
     if picture.get("alt", "").startswith("No description has been provided"):
         picture["alt"] = ""
@@ -132,67 +231,62 @@ def _keep_picture_inside(picture: Any, folder: Path, prefix: str) -> None:
         except binascii.Error:
             content = b""
         name = f"{hashlib.sha256(content).hexdigest()[:12]}.{embedded[1]}"
-        artifacts.atomic_write(folder / name, content)
-        picture["src"] = f"{prefix}/{name}"
-    elif not address.startswith(f"{prefix}/") or ".." in address:
+        files[name] = content
+        picture["src"] = f"{HERE}/{name}"
+    elif not address.startswith(f"{HERE}/"):
         picture.replace_with(picture.get("alt", ""))
         return
     picture["loading"] = "lazy"
 
 
-def _draw_formulas(soup: Any, block: Any, folder: Path, prefix: str) -> None:
+def _draw_formulas(soup: Any, block: Any, files: dict[str, bytes]) -> None:
     """Replace `$…$` and `$$…$$` in a block's text by pictures (one that mathtext cannot draw stays as its source)."""
     for text in block.find_all(string=FORMULA):
         if text.find_parent(["pre", "code"]):
             continue
         pieces, end = [], 0
         for match in FORMULA.finditer(text):
-            pieces += [str(text[end : match.start()]), _formula(soup, match[1] or match[2], folder, prefix)]
+            pieces += [str(text[end : match.start()]), _formula(soup, match[1] or match[2], files)]
             if match[1] and pieces[-1].name == "img":
                 pieces[-1]["class"] = "formula block"
             end = match.end()
         text.replace_with(*pieces, str(text[end:]))
 
 
-def _formula(soup: Any, source: str, folder: Path, prefix: str) -> Any:
+def _formula(soup: Any, source: str, files: dict[str, bytes]) -> Any:
     import matplotlib
     from matplotlib.font_manager import FontProperties
     from matplotlib.mathtext import MathTextParser, math_to_image
 
     source = " ".join(source.split())
-    path = folder / f"formula_{hashlib.sha256(source.encode()).hexdigest()[:12]}.svg"
-    font = FontProperties(size=FORMULA_SIZE)
+    name = f"formula_{hashlib.sha256(source.encode()).hexdigest()[:12]}.svg"
+    font, drawn = FontProperties(size=FORMULA_SIZE), io.BytesIO()
     try:
         _, height, depth, _, _ = MathTextParser("path").parse(f"${source}$", dpi=72, prop=font)
         with matplotlib.rc_context({"svg.hashsalt": "cilkit", "mathtext.fontset": "cm"}):
-            folder.mkdir(parents=True, exist_ok=True)
-            math_to_image(f"${source}$", path, prop=font, format="svg")
+            math_to_image(f"${source}$", drawn, prop=font, format="svg")
     except ValueError:
         code = soup.new_tag("code")
         code.string = source
         return code
-    path.write_text(re.sub(r"<metadata>.*?</metadata>", "", path.read_text(), flags=re.DOTALL))
+    files[name] = re.sub(rb"<metadata>.*?</metadata>", b"", drawn.getvalue(), flags=re.DOTALL)
     style = f"height:{height / FORMULA_SIZE:.2f}em;vertical-align:{-depth / FORMULA_SIZE:.2f}em"
-    return soup.new_tag(
-        "img", attrs={"class": "formula", "src": f"{prefix}/{path.name}", "alt": source, "style": style}
-    )
+    return soup.new_tag("img", attrs={"class": "formula", "src": f"{HERE}/{name}", "alt": source, "style": style})
 
 
-def _caption_figures(soup: Any, prefix: str, figures: dict[str, dict]) -> None:
-    """Wrap each of the Book's figures with its caption and a link to the table behind it."""
-    by_address = {f"{prefix}/{entry['file']}": entry for entry in figures.values()}
-    for picture in soup.find_all("img"):
-        entry = by_address.get(picture.get("src"))
-        if entry is None or not (entry.get("caption") or entry.get("table")):
-            continue
-        picture.wrap(soup.new_tag("figure"))
-        caption = soup.new_tag("figcaption")
-        caption.string = entry.get("caption", "") + " "
-        if entry.get("table"):
-            link = soup.new_tag("a", attrs={"href": f"{prefix}/{entry['table']}", "class": "data"})
-            link.string = "data (CSV)"
-            caption.append(link)
-        picture.insert_after(caption)
+def _caption_figure(soup: Any, entry: dict) -> None:
+    """Wrap the Book's figure with its caption and a link to the table behind it."""
+    picture = soup.find("img", src=f"{HERE}/{entry['file']}")
+    if picture is None or not (entry["caption"] or entry["table"]):
+        return
+    picture.wrap(soup.new_tag("figure"))
+    caption = soup.new_tag("figcaption")
+    caption.string = entry["caption"] + " "
+    if entry["table"]:
+        link = soup.new_tag("a", attrs={"href": f"{HERE}/{entry['table']}", "class": "data"})
+        link.string = "data (CSV)"
+        caption.append(link)
+    picture.insert_after(caption)
 
 
 def _align_numbers(table: Any) -> None:
@@ -211,16 +305,14 @@ def _align_numbers(table: Any) -> None:
                 row[place]["class"] = "number"
 
 
-def _parts(soup: Any) -> Fragment:
-    parts = Fragment()
+def _note_headings(soup: Any, piece: _Piece) -> None:
     heading = soup.find("h1")
     if heading:
-        parts.title = heading.get_text(" ", strip=True)
         paragraph = heading.find_next("p")
-        parts.lead = paragraph.get_text(" ", strip=True) if paragraph else ""
-        heading.decompose()
-    for number, section in enumerate(soup.find_all("h2"), 1):
-        section["id"] = section.get("id") or f"section-{number}"
-        parts.sections.append((section["id"], section.get_text(" ", strip=True)))
-    parts.body = soup.decode(formatter="minimal")
-    return parts
+        piece.title, piece.lead = (
+            heading.get_text(" ", strip=True),
+            paragraph.get_text(" ", strip=True) if paragraph else "",
+        )
+        piece.heading = heading.extract().decode(formatter="minimal")
+    for section in soup.find_all("h2", id=True):
+        piece.sections.append((section["id"], section.get_text(" ", strip=True)))
