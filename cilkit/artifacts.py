@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cilkit.errors import Stopped, UserError
+from cilkit.hiding import hidden
 from cilkit.locks import sole_maker
 
 KEY_LENGTH = 16  # hex digits of a key or digest in a folder name; the full values stand in artifact.json
@@ -106,9 +107,10 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def atomic_write(path: str | Path, content: bytes | str) -> Path:
-    """The file at `path` is the old one or the whole new one, never half."""
+    """The file at `path` is the old one or the whole new one, never half. A text never holds the environment's
+    secrets: "[NAME hidden]" stands in their place."""
     with whole_file(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(hidden(content).encode() if isinstance(content, str) else content)
     return Path(path)
 
 

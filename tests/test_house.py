@@ -14,7 +14,7 @@ FILES = sorted(CODE.rglob("*.py"))
 GROUND = {"artifacts", "errors", "locks", "progress", "architectures", "phases", "devices"}  # what both wings stand on
 SCIENCE = {"data", "realms", "synthesis", "backbones", "pretraining", "learners", "incremental", "metrics", "runs"}
 SCIENCE |= {"analysis", "probes", "plots", "plotstyle", "features", "attachments", "lookahead", "outputs", "outcomes"}
-SCIENCE |= {"calibration", "foreign", "precision", "costs"}
+SCIENCE |= {"calibration", "foreign", "precision", "costs", "deciding", "exporting"}
 SCIENCE |= {"published", "fidelity", "twins", "masked", "cifar_resnets", "answers", "captioning"}
 
 
