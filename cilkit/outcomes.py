@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cilkit import artifacts, calibration, metrics
-from cilkit.errors import UserError
+from cilkit.errors import UserError, near_name
 from cilkit.foreign import Foreign
 from cilkit.runs import Run
 
@@ -112,6 +112,15 @@ def collect(sources: Iterable, heads: str | Sequence[str] = "default") -> "pd.Da
     return pd.DataFrame(lines)
 
 
+def arms(table: "pd.DataFrame", by: str | Sequence[str]) -> "pd.Series":
+    """The arm of each row: its value in the column `by`; those of several columns are joined by " / "."""
+    columns = [by] if isinstance(by, str) else list(by)
+    for column in columns:
+        if column not in table:
+            raise UserError(f"the results have no column {column!r}{near_name(column, table)}")
+    return table[by] if isinstance(by, str) else table[columns].astype(str).agg(" / ".join, axis=1)
+
+
 def compare(
     table: "pd.DataFrame",
     value: str,
@@ -126,8 +135,7 @@ def compare(
     """
     import pandas as pd
 
-    name = by if isinstance(by, str) else " / ".join(by)
-    arm = table[by] if isinstance(by, str) else table[list(by)].astype(str).agg(" / ".join, axis=1)
+    name, arm = by if isinstance(by, str) else " / ".join(by), arms(table, by)
     shared = [column for column in over if column in table]
     if not shared:
         raise UserError(f"the table has none of the columns {', '.join(over)}; name in `over` what a pair shares.")
@@ -145,7 +153,9 @@ def compare(
         line = {name: arm, "runs": interval.n, "mean": interval.mean, "half_width": interval.half_width}
         if baseline:
             pairs = wide[list(dict.fromkeys([arm, baseline]))].dropna()
-            paired = metrics.paired_interval(pairs[arm].to_numpy(), pairs[baseline].to_numpy())
+            paired = metrics.Interval(float("nan"), float("nan"), 0)
+            if len(pairs):
+                paired = metrics.paired_interval(pairs[arm].to_numpy(), pairs[baseline].to_numpy())
             line |= {"difference": paired.mean, "difference_half_width": paired.half_width, "pairs": paired.n}
         rows.append(line)
     return pd.DataFrame(rows)
