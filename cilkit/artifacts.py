@@ -211,7 +211,8 @@ def _list_files(folder: Path) -> list[dict]:
     ]
 
 
-def _digest_of(files: list[dict]) -> str:
+def digest_of(files: list[dict]) -> str:
+    """The digest of a payload, from the paths and sha256 of its files (sorted by path)."""
     return hashlib.sha256(canonical([[f["path"], f["sha256"]] for f in files]).encode()).hexdigest()
 
 
@@ -376,7 +377,7 @@ def _finish(stage, version, key, identity, inputs, part: Path, measured: dict) -
         raise UserError(f"{stage}/{key[:KEY_LENGTH]} would be empty: its maker wrote no file")
     for file in files:
         _fsync(part / file["path"])
-    digest = _digest_of(files)
+    digest = digest_of(files)
     card = {
         "stage": stage,
         "version": version,

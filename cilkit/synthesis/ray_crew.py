@@ -5,9 +5,9 @@ with an actor, a machine or the driver.
 """
 
 import math
-import os
 from collections.abc import Iterator
 
+from cilkit import clusters
 from cilkit.errors import UserError, reason_of
 from cilkit.synthesis.crew import RESTARTS, describe, images_of, worker_environment
 from cilkit.synthesis.job import Job, work
@@ -41,10 +41,8 @@ class RayCrew:
 
     def paint(self, workers: int) -> Iterator[int]:
         """Yields the images of every batch painted; closing the iterator ends the workers."""
-        ray = _ray()
-        ours = not ray.is_initialized()
-        if ours:
-            _connect(ray, self.address)
+        ray = clusters.ray_module("processes")
+        ours = clusters.connect(ray, self.address)
         hire = self._hand(ray, workers)
         left, waiting = RESTARTS * workers, {}
         try:
@@ -77,27 +75,6 @@ class RayCrew:
         share = 1 / math.ceil(workers / cards) if cards else 0
         kind = ray.remote(Hand).options(num_cpus=1, num_gpus=share, runtime_env={"env_vars": worker_environment()})
         return lambda: kind.remote(str(self.job.path.resolve()))
-
-
-def _ray():
-    try:
-        import ray
-    except ImportError:
-        raise UserError(
-            'executor="ray" needs Ray, which is not installed; pip install -e ".[scale]", or take "processes"'
-        ) from None
-    return ray
-
-
-def _connect(ray, address: str) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers
-    try:
-        ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=False)
-    except Exception as error:  # a client raises many unrelated classes
-        raise UserError(
-            f"no Ray cluster answers at {address!r} ({reason_of(error)}); start one with `ray start --head`, or leave "
-            "the address empty to paint on this machine"
-        ) from None
 
 
 def _why(error: Exception, times: int) -> str:
