@@ -13,7 +13,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from cilkit.road.gathering import write_result
     from cilkit.workbook.report import make_report
 
-    entries = make_report(options.plan, workers=options.workers, again=options.again)
+    entries = make_report(options.plan, workers=options.workers, again=options.again, finish=write_result)
     return int(not all(entry.status.ok for entry in entries))

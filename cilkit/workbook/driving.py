@@ -26,6 +26,7 @@ from cilkit.workbook.start import shown
 RETRIES = 2  # of a kernel, worker or machine that died
 LOOK = 1.0  # seconds between two looks at what another driver runs
 BATCH = "batch_size"  # the parameter that is halved where memory ran out
+FEW = 40  # jobs; of more, those that are done are not named one by one
 OVER = {"done", "failed", "not run", "not needed"}
 
 
@@ -73,7 +74,7 @@ class Driver:
         """Until every job has ended; True if all that was needed is done. Stopped after an interrupt."""
         for entry in self.entries.values() if not self.again else ():
             if status := self.ledger.done(entry.job):
-                self._end(entry, "done", status, quietly=True)
+                self._end(entry, "done", status, quietly=len(self.entries) > FEW)
         try:
             for needs in {entry.job.needs for entry in self._in("waiting")}:
                 self.executor.room(needs)  # what can never run is said before anything is

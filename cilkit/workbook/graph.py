@@ -162,6 +162,7 @@ class Ledger:
             return None
         if status.fingerprint != self.expected(job, getattr(status, "changed", {})):
             return None
+        status.skipped = True
         return status if all_in_place(book_folder(job.output) / "book.json") else None
 
     def state(self, job: Job) -> tuple[str, Status | None]:

@@ -13,11 +13,8 @@ run whose notebook, parameters, code and input artifacts are unchanged is not ex
 of its own with one thread; the driver is one process, so papermill is imported once, and not at all without need.
 """
 
-import os
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +25,13 @@ from cilkit import artifacts
 from cilkit.errors import Stopped, UserError
 from cilkit.locks import sole_maker
 from cilkit.workbook import parameters
-from cilkit.workbook.execute import Status, interrupt_all, read_status, run_notebook
+from cilkit.workbook.driving import Driver
+from cilkit.workbook.execute import Status
+from cilkit.workbook.jobs import Job, Needs
+from cilkit.workbook.local import LocalExecutor
 from cilkit.workbook.start import shown
 
 WORKERS = 2
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 KEYS = {"notebook": str, "params": str, "name": str, "after": list, "timeout": (int, float)}
 
 
@@ -57,6 +56,7 @@ def make_report(
     again: bool = False,
     home: Path | None = None,
     log: Callable[[str], None] = print,
+    finish: Callable[[Path], None] | None = None,
 ) -> list[Entry]:
     """Run the plan and write `reports/site` in the repository (`home`); returns the entries with their statuses.
 
@@ -75,13 +75,43 @@ def make_report(
         entry.output = reports / "runs" / f"{entry.name}.ipynb"
     begun = time.monotonic()
     with sole_maker(reports / ".report.lock", "the report"):
-        stopped = _run_graph(entries, workers, again, log)
+        problem = _run(entries, workers, again, log, finish)
         shown_in_order = sorted(entries, key=lambda entry: (entry.notebook.name, entry.params or ""))
         index = build_site(shown_in_order, reports / "site")
     log(f"{shown(index)} written, {time.monotonic() - begun:.1f} s in all")
-    if stopped:
-        raise Stopped("interrupted; finished runs and artifacts are kept, run again to go on.")
+    if problem is not None:
+        raise problem
     return entries
+
+
+def _run(
+    entries: list[Entry], workers: int, again: bool, log: Callable, finish: Callable | None
+) -> BaseException | None:
+    """Drive the entries as jobs; what stopped it, so that the site is built all the same."""
+    jobs = []
+    for place, entry in enumerate(entries):
+        needs = Needs(gpus=0.0, timeout=entry.timeout)
+        jobs.append(
+            Job(
+                entry.name,
+                entry.notebook,
+                entry.given,
+                entry.output,
+                entry.after,
+                params=entry.params,
+                rank=(place,),
+                needs=needs,
+            )
+        )
+    driver = Driver(jobs, LocalExecutor(workers, finish=finish), log=log, again=again)
+    try:
+        driver.run()
+    except (Stopped, UserError) as error:
+        return error
+    finally:
+        for entry in entries:
+            entry.status = driver.entries[entry.name].status
+    return None
 
 
 def read_plan(path: Path, home: Path) -> list[Entry]:
@@ -130,77 +160,3 @@ def _every_notebook(home: Path) -> list[Entry]:
     if not paths:
         raise UserError(f"there is no notebook in {home / 'notebooks'}.")
     return [Entry(p.stem, p, after=[b.stem for b in paths[max(0, i - 1) : i]]) for i, p in enumerate(paths)]
-
-
-def _run_graph(entries: list[Entry], workers: int, again: bool, log: Callable[[str], None]) -> bool:
-    """Run each entry when those before it are ok; True if a person stopped us."""
-    waiting, running = list(entries), {}
-    stop = threading.Event()
-    begun = time.monotonic()
-
-    def finished(entry: Entry, status: Status) -> None:
-        entry.status = status
-        log(f"{time.monotonic() - begun:6.1f} s  {entry.name}: {_in_words(status)}")
-
-    with ThreadPoolExecutor(workers) as pool:
-        while waiting or running:
-            try:
-                for entry in [entry for entry in waiting if not stop.is_set() and _ready(entry, entries)]:
-                    if len(running) < workers:
-                        waiting.remove(entry)
-                        running[pool.submit(_run_one, entry, again, stop)] = entry
-                for entry in [entry for entry in waiting if stop.is_set() or _blocked(entry, entries)]:
-                    waiting.remove(entry)
-                    finished(entry, _not_run(entry, entries))
-                for future in _some(running):
-                    finished(running.pop(future), future.result())
-            except KeyboardInterrupt:
-                if stop.is_set():
-                    os._exit(130)  # the second time; kernels end when their parent is gone
-                log("stopping: each notebook keeps what it has finished (once more to leave at once)")
-                stop.set()
-                interrupt_all()
-    return stop.is_set()
-
-
-def _some(running: dict[Future, Entry]) -> list[Future]:
-    """Those that are done, after waiting a moment for the next one."""
-    return list(wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done) if running else []
-
-
-def _run_one(entry: Entry, again: bool, stop: threading.Event) -> Status:
-    if stop.is_set():
-        return Status("interrupted", shown(entry.notebook), entry.output.name, sentence="stopped before it began.")
-    try:
-        options = {"timeout": entry.timeout, "again": again, "environment": ENVIRONMENT}
-        return run_notebook(entry.notebook, entry.given, entry.output, **options)
-    except (UserError, OSError) as error:
-        return Status("failed", shown(entry.notebook), entry.output.name, entry.given, sentence=str(error))
-
-
-def _before(entry: Entry, entries: list[Entry]) -> list[Entry]:
-    return [other for other in entries if other.name in entry.after]
-
-
-def _ready(entry: Entry, entries: list[Entry]) -> bool:
-    return all(other.status and other.status.ok for other in _before(entry, entries))
-
-
-def _blocked(entry: Entry, entries: list[Entry]) -> bool:
-    return any(other.status and not other.status.ok for other in _before(entry, entries))
-
-
-def _not_run(entry: Entry, entries: list[Entry]) -> Status:
-    """The status of an entry whose turn did not come; an earlier outcome of it stays in its files."""
-    causes = [other.name for other in _before(entry, entries) if other.status and not other.status.ok]
-    sentence = f"{', '.join(causes)} did not finish." if causes else "the report was stopped."
-    earlier = read_status(entry.output)
-    if earlier is not None and earlier.ok:
-        sentence += " The page shows an earlier run."
-    return Status("not run", shown(entry.notebook), entry.output.name, entry.given, sentence=sentence)
-
-
-def _in_words(status: Status) -> str:
-    if status.ok:
-        return "unchanged" if status.skipped else f"ok, {status.seconds:.1f} s"
-    return f"{status.state.upper()}: {status.sentence}"
