@@ -17,7 +17,9 @@ _HOME = {
         ["prealign", "answer", "correct", "freeze", "painter_of", "score", "curate", "probe", "reference"], "road"
     ),
     **dict.fromkeys(["from_params", "parameters_of"], "road"),
+    "results": "road.gathering",
     "start": "workbook.start",
+    "watch": "workbook.watching",
     "Run": "runs",
     "Learner": "learners",
     "ImageSet": "data.imagesets",
