@@ -3,33 +3,35 @@
 papermill's output cannot tell what happened: after a killed kernel or a time limit every cell in it reads "completed".
 So the parent decides, from the exception, and writes `<output>.status.json` beside the output; "running" in it means
 that the parent itself was killed. The output grows as `<output>.part.ipynb` and is renamed at the end.
-Kernels talk over IPC sockets in a folder of their own (TCP ports race on busy machines), in the notebook's folder as in
-JupyterLab, and are killed with all their children when the notebook is over.
+`<output>.log` grows with what the cells print.
 """
 
+import glob
 import json
 import logging
 import os
 import shutil
-import signal
 import socket
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cilkit import artifacts
+from cilkit.errors import UserError
+from cilkit.hiding import hidden, secret_in
 from cilkit.workbook import parameters
+from cilkit.workbook.diary import Diary
 from cilkit.workbook.fingerprint import all_in_place, fingerprint
+from cilkit.workbook.kernels import Run, kernel_class, watched
+from cilkit.workbook.kernels import interrupt_all as interrupt_all
 from cilkit.workbook.start import commit, shown
 
-GRACE = 15.0  # seconds that an interrupted kernel gets to finish what it keeps
+LATEST = 20  # earlier runs that are looked at for the time left
 START_ATTEMPTS = 3  # only while no cell has run
+NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "cublas_status_alloc_failed")
 
 
 @dataclass
@@ -63,42 +65,12 @@ class Status:
         return self.state == "ok"
 
 
-class _Run:
-    """A kernel while it lives, and why it was stopped, if it was."""
-
-    def __init__(self) -> None:
-        self.manager: Any = None
-        self.reason: str | None = None
-        self.over = threading.Event()
-
-    def stop(self, reason: str) -> None:
-        """Interrupt the kernel; kill it when it has not ended after GRACE seconds."""
-        if self.reason is None:
-            self.reason = reason
-            threading.Thread(target=self._stop, daemon=True).start()
-
-    def _stop(self) -> None:
-        self._signal(signal.SIGINT)
-        if not self.over.wait(GRACE):
-            self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
-
-    def _signal(self, number: int) -> None:
-        pid = getattr(getattr(self.manager, "provisioner", None), "pid", None)
-        if pid:
-            _signal_group(pid, number)
-
-
-_running: set[_Run] = set()
-
-
-def interrupt_all(reason: str = "interrupted") -> None:
-    """Interrupt every notebook that this process is executing (they run in threads and in sessions of their own)."""
-    for run in list(_running):
-        run.stop(reason)
-
-
 def status_path(output: Path) -> Path:
     return output.with_suffix(".status.json")
+
+
+def log_path(output: Path) -> Path:
+    return output.with_suffix(".log")
 
 
 def book_folder(output: Path) -> Path:
@@ -130,14 +102,26 @@ def run_notebook(
 ) -> Status:
     """Execute a notebook with `given` parameters into `output`; never raises for what happens inside the notebook.
 
-    `timeout` counts seconds of the whole notebook; `live` prints what the cells print; `again` runs it even if nothing
-    has changed. Raises UserError for a notebook or parameters that do not fit: then nothing was run.
+    timeout:     seconds of the whole notebook.
+    memory:      GB of the kernel with its children; beyond them they are killed.
+    log:         gets a line for each parameter that was read as another type.
+    live:        prints what the cells print. The file `<output>.log` has it in any case.
+    again:       run it even if nothing has changed.
+    environment: variables for the kernel, beside this process'.
+    progress:    is called at the start of each code cell.
+    finish:      is called with the book's folder after a kernel that ended well; only then the run is ok.
+    attempt:     counts from 1; a later one's log is added to that of the first.
+
+    Raises UserError for a notebook or parameters that do not fit, or that hold a secret: then nothing was run.
     """
     import nbformat
 
     path, output = Path(path).absolute(), Path(output).absolute()
-    values, notes = parameters.check(parameters.declared(path), given)
+    around = os.environ | (environment or {})
+    values, notes = parameters.check(parameters.declared(path), given, around)
     notebook = nbformat.read(path, as_version=4)
+    if secret := secret_in("\n".join(cell["source"] for cell in notebook["cells"]), around):
+        raise UserError(f"{path.name} holds the value of {secret} in a cell: let it read the environment instead.")
     now = fingerprint(notebook, values)
     before = read_status(output)
     unchanged = before is not None and before.ok and before.fingerprint == now and output.is_file()
@@ -146,23 +130,32 @@ def run_notebook(
         return before
     status = Status("running", shown(path), output.name, values, notes=notes, fingerprint=now, commit=commit())
     status.attempt, status.host, status.pid = attempt, socket.gethostname(), os.getpid()
-    status.device = (os.environ | (environment or {})).get("CUDA_VISIBLE_DEVICES")
+    status.device = around.get("CUDA_VISIBLE_DEVICES")
     for note in notes if log else ():
         log(note)
+    earlier = _earlier_seconds(path, output, status)
+
+    def tell(status: Status) -> None:
+        write_status(output, status)
+        if progress:
+            progress(status)
+
     _prepare(output, status)
     begun = time.monotonic()
     part = output.with_suffix(".part.ipynb")
-    try:
-        _execute(path, notebook, values, part, status, timeout=timeout, live=live, environment=environment or {})
-        if finish and status.ok:
-            finish(book_folder(output))
-    finally:
-        status.seconds = round(time.monotonic() - begun, 2)
-        if status.state == "running":
-            status.state, status.sentence = "interrupted", "the process that executed the notebook was stopped."
-        if part.is_file():
-            os.replace(part, output)
-        write_status(output, status)
+    with Diary(log_path(output), status, around, earlier, live, tell) as diary:
+        try:
+            _execute(path, notebook, values, part, status, diary, timeout=timeout, memory=memory)
+            if finish and status.ok:
+                _finish(finish, output, status)
+        finally:
+            status.seconds = round(time.monotonic() - begun, 2)
+            if status.state == "running":
+                status.state, status.sentence = "interrupted", "the process that executed the notebook was stopped."
+            if part.is_file():
+                os.replace(part, output)
+            status.left = None
+            write_status(output, status)
     return status
 
 
@@ -178,16 +171,48 @@ def write_status(output: Path, status: Status) -> None:
     artifacts.atomic_write(status_path(output), json.dumps(content, indent=1, default=str) + "\n")
 
 
-def _execute(path, notebook, values, part, status, *, timeout, live, environment) -> None:
+def _earlier_seconds(path: Path, output: Path, status: Status) -> list[float]:
+    """Seconds of each code cell in an earlier run of the same cells that lies beside `output`: of the newest ones, the
+    run whose parameters have most in common with these; [] without one."""
+    beside = sorted(output.parent.glob(f"{glob.escape(path.stem)}*.status.json"), key=_changed, reverse=True)[:LATEST]
+    found = [read_status(p.with_name(p.name.replace(".status.json", ".ipynb"))) for p in {status_path(output), *beside}]
+    same = [run for run in found if run and run.ok and run.fingerprint["cells"] == status.fingerprint["cells"]]
+    alike = [sum(run.parameters.get(name) == value for name, value in status.parameters.items()) for run in same]
+    return max(zip(alike, same, strict=True), key=lambda pair: pair[0])[1].cell_seconds if same else []
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # replaced at this moment
+        return 0.0
+
+
+def _finish(finish: Callable[[Path], None], output: Path, status: Status) -> None:
+    """What a run left is gathered; if that fails, so did the run."""
+    status.state = "running"
+    try:
+        finish(book_folder(output))
+        status.state = "ok"
+    except Exception as error:
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        status.state, status.sentence = "failed", f"what it left could not be gathered: {reason}"
+
+
+def _execute(path, notebook, values, part, status, diary, *, timeout, memory) -> None:
     """Run papermill until the kernel has started at least once; turn whatever it raises into the status."""
     import nbclient.exceptions
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
+    from cilkit.workbook import listening
+
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # names were checked; its own check only guesses
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # not a user-level `python3` kernel
-    stream = {"stdout_file": sys.stdout, "stderr_file": sys.stderr} if live else {}
-    with _watched(timeout) as run, tempfile.TemporaryDirectory(prefix="ck", ignore_cleanup_errors=True) as sockets:
+    output = part.with_suffix("").with_suffix("")
+    environment = {k: v for k, v in diary.environment.items() if k not in ("MPLBACKEND", "JPY_SESSION_NAME")}
+    environment |= {"CILKIT_NOTEBOOK": str(path), "CILKIT_REPORT_DIR": str(output.parent), "CILKIT_RUN": output.name}
+    with watched(timeout, memory) as run, tempfile.TemporaryDirectory(prefix="ck", ignore_cleanup_errors=True) as place:
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
                 papermill.execute_notebook(
@@ -195,112 +220,48 @@ def _execute(path, notebook, values, part, status, *, timeout, live, environment
                     _literal(part),
                     parameters=values,
                     progress_bar=False,
-                    kernel_manager_class=_kernel_class(run, path, part, Path(sockets) / str(attempt), environment),
+                    engine_name=listening.NAME,
+                    listener=diary,
+                    kernel_manager_class=kernel_class(run, path.parent, Path(place) / str(attempt), environment),
                     shutdown_kernel="immediate",
-                    **stream,
                 )
-                status.state = "ok"
+                status.state, status.cell = "ok", None
             except PapermillExecutionError as error:
                 status.state = "interrupted" if error.ename in ("KeyboardInterrupt", "Stopped") else "failed"
+                if _ran_out(error):
+                    status.state = "memory"
                 plain = error.ename in ("UserError", "Stopped", "KeyboardInterrupt")
                 status.sentence = error.evalue if plain else f"{error.ename}: {error.evalue}"
-                status.cell = _code_cell(part)
             except nbclient.exceptions.DeadKernelError:
-                status.state, status.cell = "dead", _code_cell(part)
-                status.sentence = f"the kernel died{_signal_name(run)} in code cell {status.cell}."
+                status.state = "dead"
+                status.sentence = f"the kernel died{run.ended()} in code cell {status.cell}."
             except Exception as error:
-                if (
-                    isinstance(error, RuntimeError)
-                    and attempt < START_ATTEMPTS
-                    and not run.reason
-                    and not _code_cell(part)
-                ):
+                if isinstance(error, RuntimeError) and attempt < START_ATTEMPTS and not run.reason and not status.cell:
                     continue  # the kernel did not come up
                 status.state = "failed"
-                status.sentence = f"{type(error).__name__}: {error}"
+                status.sentence = hidden(f"{type(error).__name__}: {error}", environment)
             break
+    status.peak_memory = run.peak
     if run.reason and status.state != "ok":
-        limit = f"the time limit of {timeout:g} s is over." if run.reason == "timeout" else "stopped by hand."
+        status.sentence = _stopped(run, status, timeout, memory)
         status.state = run.reason
-        status.sentence = limit if "died" in status.sentence else f"{limit} {status.sentence}".strip()
 
 
-@contextmanager
-def _watched(timeout: float | None):
-    """A `_Run` that `interrupt_all` and the time limit can reach; afterwards nothing of its kernel is left."""
-    run = _Run()
-    timer = threading.Timer(timeout, run.stop, args=["timeout"]) if timeout else None
-    _running.add(run)
-    if timer:
-        timer.daemon = True
-        timer.start()
-    try:
-        yield run
-    finally:
-        run.over.set()
-        _running.discard(run)
-        if timer:
-            timer.cancel()
+def _ran_out(error: Any) -> bool:
+    """Whether an exception in a notebook says that memory ran out, the GPU's or the machine's."""
+    if error.ename.endswith("MemoryError") or error.ename in ("OutOfMemoryError", "OutOfMemory"):
+        return True
+    return error.ename == "RuntimeError" and any(words in error.evalue.lower() for words in NO_MEMORY)
 
 
-def _kernel_class(run: _Run, path: Path, part: Path, sockets: Path, environment: dict[str, str]) -> type:
-    """A kernel manager with an environment, working directory and sockets of its own (threads share this process')."""
-    from jupyter_client.manager import AsyncKernelManager
-
-    output = part.with_suffix("").with_suffix("")
-    kernel_environment = {k: v for k, v in os.environ.items() if k not in ("MPLBACKEND", "JPY_SESSION_NAME")}
-    kernel_environment |= {
-        "CILKIT_NOTEBOOK": str(path),
-        "CILKIT_REPORT_DIR": str(output.parent),
-        "CILKIT_RUN": output.name,
-        **environment,
-    }
-
-    class Kernel(AsyncKernelManager):
-        def __init__(self, **kwargs: Any) -> None:
-            ipc = {"transport": "ipc", "ip": str(sockets)} if os.name == "posix" else {}
-            super().__init__(**kwargs, **ipc)
-            run.manager = self
-
-        async def start_kernel(self, **kwargs: Any) -> None:
-            await super().start_kernel(**kwargs, env=kernel_environment, cwd=str(path.parent))
-            self.process, self.leader = self.provisioner.process, self.provisioner.pid
-            if run.reason:  # stopped while we were starting
-                _signal_group(self.leader, signal.SIGINT)
-
-        async def cleanup_resources(self, restart: bool = False) -> None:
-            _signal_group(getattr(self, "leader", None), getattr(signal, "SIGKILL", signal.SIGTERM))
-            await super().cleanup_resources(restart=restart)
-
-    return Kernel
-
-
-def _signal_group(leader: int | None, number: int) -> None:
-    """Signal a kernel and its children: it leads a process group of its own."""
-    if leader and hasattr(os, "killpg"):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(leader, number)
-
-
-def _signal_name(run: _Run) -> str:
-    code = getattr(getattr(run.manager, "process", None), "returncode", None)
-    if code is None or code >= 0:
-        return ""
-    hint = ", often because memory ran out" if -code == getattr(signal, "SIGKILL", 9) else ""
-    return f" ({signal.Signals(-code).name}{hint})"
+def _stopped(run: Run, status: Status, timeout: float | None, memory: float | None) -> str:
+    """Why we stopped a kernel, and what it said to that."""
+    if run.reason == "memory":
+        return f"it took {run.peak:.3g} GB in code cell {status.cell}, more than its limit of {memory:g} GB."
+    limit = f"the time limit of {timeout:g} s is over." if run.reason == "timeout" else "stopped by hand."
+    return limit if status.state == "dead" else f"{limit} {status.sentence}".strip()
 
 
 def _literal(path: Path) -> str:
     """papermill formats its output path: braces in it must be doubled."""
     return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def _code_cell(part: Path) -> int | None:
-    """Number, among the code cells, of the last one that was started (inserted parameters count)."""
-    try:
-        cells = json.loads(part.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError):
-        return None
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
-    started = [n for n, cell in enumerate(code, 1) if cell["metadata"].get("papermill", {}).get("start_time")]
-    return started[-1] if started else None

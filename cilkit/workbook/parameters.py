@@ -13,6 +13,7 @@ import json
 import keyword
 import math
 import tokenize
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import yaml
 
 from cilkit.errors import UserError
+from cilkit.hiding import secret_in
 
 MARKER = "# parameters"  # the first line of every parameters cell begins so; how a kernel recognises the cell
 INJECTED = "# Parameters"  # papermill's first line of the cell that it injects
@@ -98,13 +100,22 @@ def declared_in(source: str) -> dict[str, Parameter]:
     return found
 
 
-def check(parameters: dict[str, Parameter], given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def check(
+    parameters: dict[str, Parameter], given: dict[str, Any], environment: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """Fit `given` values to the declared `parameters`: (values, one note for each value that was coerced).
 
-    Raises UserError for a name that is no identifier, an unknown name (with the nearest known one), or a value that
-    the declared type cannot hold. Values are plain Python afterwards (numpy scalars, paths, tuples and sets converted:
+    Raises UserError for a name that is no identifier, an unknown name (with the nearest known one), a value that the
+    declared type cannot hold, or one that holds a secret of `environment` (default: this process'): papermill writes
+    parameters into the notebook. Values are plain Python afterwards (numpy scalars, paths, tuples and sets converted:
     papermill would inject them as strings).
     """
+    for name, value in given.items():
+        if secret := secret_in(str(plain(value)), environment):
+            raise UserError(
+                f"parameter {name} holds the value of the environment's {secret}, which would be written into the "
+                "notebook: let the notebook read it from the environment. Nothing was run."
+            )
     values, notes = {}, []
     for name, value in given.items():
         if not (isinstance(name, str) and name.isidentifier()) or keyword.iskeyword(name):
