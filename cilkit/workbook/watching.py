@@ -133,8 +133,9 @@ class Screen:
         self._height = text.count("\n") + 1
 
     def log(self, line: str) -> None:
-        """A line above the table."""
+        """A line above the table, which is drawn again in the same turn."""
         self._erase()
+        self._last = 0.0
         self.stream.write(line + "\n")
         self.stream.flush()
 
