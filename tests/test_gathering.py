@@ -72,3 +72,118 @@ def test_a_result_needs_neither_torch_nor_pandas(tmp_path, slca):
     code += "print(sorted({'torch', 'pandas', 'scipy', 'IPython'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]" and (folder / "result.json").exists()
+
+
+# ---------------------------------------------------------------- one table
+
+
+def cell(home, name, *used, **rest):
+    folder = made_jobs.job(home / "reports" / "cells" / name, *used, **rest)
+    gathering.write_result(folder)
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "reports" / "cells").mkdir(parents=True)
+    return tmp_path
+
+
+def test_the_table_has_a_row_a_run_and_head_with_what_tells_them_apart_and_what_a_clock_measured(place, slca):
+    slow = made_jobs.run_artifact("slow_learner", hyper={"slow_rate": 0.1, "epochs": 7})
+    cell(place, "04_slca-b", slca, slow, threads=1, arms={"b": 1})
+    cell(place, "07_forgetting-a", slca, notebook="07_forgetting.ipynb")  # reads a run that 04 made
+    cell(place, "04_slca-c", made_jobs.run_artifact("slca", 1996), threads=1, arms={"c": 1})
+    table = gathering.gather(place)
+    assert len(table) == 6 and table["cell"].tolist() == ["04_slca-b"] * 4 + ["04_slca-c"] * 2
+    assert table["page"].iloc[0] == "04_slca-b.html" and table["default head"].tolist() == [False, True] * 3
+    assert "threads" not in table and table["arms"].iloc[[0, 4]].tolist() == ['{"b": 1}', '{"c": 1}']
+    assert "slow_rate" not in table and "epochs" not in table  # of those that have one, all have the same
+    assert not [name for name in table if "seconds" in name or "peak" in name]
+    row = table.iloc[1]
+    assert row["last accuracy"] == outcomes.row(Run(slca))["last accuracy"] == row[gathering.CURVE][-1]
+    first = (place / gathering.TABLE).read_bytes()
+    gathering.gather(place)
+    assert (place / gathering.TABLE).read_bytes() == first
+    found = gathering.results(place)
+    assert found["seconds"].tolist() == [3.0] * 6 and found["peak bytes"].tolist() == [1000] * 6
+    assert found["seconds: train"].iloc[0] == 2.5
+
+
+def test_results_gather_again_when_something_came_changed_or_went(place, slca, monkeypatch):
+    import shutil
+
+    folder, times = cell(place, "04_slca-a", slca), []
+    gather = gathering.gather
+    monkeypatch.setattr(gathering, "gather", lambda home: times.append(1) or gather(home))
+    assert len(gathering.results(place)) == len(gathering.results(place)) == 2 and len(times) == 1
+    other = cell(place, "04_slca-b", made_jobs.run_artifact("slca", 1996))
+    assert len(gathering.results(place)) == 4
+    gathering.write_result(folder)
+    gathering.results(place)
+    assert len(times) == 3
+    shutil.rmtree(other)
+    assert len(gathering.results(place)) == 2 and len(times) == 4
+    shutil.rmtree(folder)
+    assert len(gathering.results(place)) == 0
+
+
+def test_a_broken_result_is_named_and_left_out(place, slca, capsys):
+    cell(place, "04_slca-a", slca)
+    for name, text in (("b", '{"cell": "b"'), ("c", '{"cell": "c", "notebook": "n"}'), ("d", "[]"), ("e", "")):
+        (place / "reports" / "cells" / name).mkdir()
+        (place / "reports" / "cells" / name / "result.json").write_text(text)
+    assert gathering.gather(place)["cell"].tolist() == ["04_slca-a"] * 2
+    said = capsys.readouterr().out
+    assert said.count("is left out; run its notebook again") == 4 and "cilkit: reports/cells/b/result.json" in said
+
+
+def sweep(home, name, labels):
+    jobs = [{"name": job, "labels": axes} for job, axes in labels.items()]
+    artifacts.write_json(home / "reports" / "sweeps" / name / "sweep.json", {"sweep": name, "jobs": jobs})
+
+
+def test_axes_of_a_sweep_are_columns_and_a_shared_run_keeps_what_its_cells_agree_on(place, slca):
+    joint = made_jobs.run_artifact("finetune")
+    cell(place, "a", slca, joint)
+    cell(place, "b", made_jobs.run_artifact("slca", recency=3.0), joint)
+    sweep(place, "s", {"a": {"arm": "whole", "seed": "1993"}, "b": {"arm": "off", "seed": "1993"}})
+    table = gathering.gather(place)
+    table = table[table["default head"]].set_index("cell")
+    assert table["arm"].fillna("").tolist() == ["whole", "", "off"]
+    assert table["seed"].tolist() == ["1993"] * 3
+
+
+def test_a_sweep_is_decided_by_its_cells(place):
+    jobs = []
+    for seed in range(4):
+        for k, learner in enumerate(("slow_learner", "slca")):
+            jobs.append(f"{learner}-{seed}")
+            cell(place, jobs[-1], made_jobs.run_artifact(learner, seed, seed=2 * seed + k))
+    sweep(place, "s", {job: {"method": job[:-2]} for job in jobs})
+    spec = {"value": "last accuracy", "by": "learner", "baseline": "slow_learner", "within": 30.0, "at_least": 3}
+    enough, (sentence,) = gathering.decide(jobs, spec, place)
+    assert enough and sentence.startswith("slca − slow_learner: ") and "over 4, decided" in sentence
+    assert gathering.decide(jobs, spec | {"by": "method"}, place) == (enough, [sentence])
+    enough, (sentence,) = gathering.decide(jobs[:4] + ["never run"], spec, place)
+    assert not enough and "more for ± 30 points (now" in sentence and "over 2)" in sentence
+    enough, (sentence,) = gathering.decide(jobs, spec | {"within": 0.01}, place)
+    assert not enough
+    assert gathering.decide([], spec, place) == (False, [])
+    enough, (sentence,) = gathering.decide(jobs, spec | {"baseline": "none"}, place)
+    assert not enough and sentence.startswith("not decided: baseline 'none'")
+    del spec["baseline"]
+    assert gathering.decide(jobs, spec, place)[0]  # against the first arm
+
+
+def test_a_thousand_cells_gather_in_seconds(place, slca):
+    import time
+
+    text = (cell(place, "04_slca-0", slca) / "result.json").read_text()
+    for n in range(1, 1000):
+        folder = place / "reports" / "cells" / f"04_slca-{n}"
+        folder.mkdir()
+        (folder / "result.json").write_text(text.replace("04_slca-0", folder.name).replace(slca.digest, f"{n:064d}"))
+    begun = time.perf_counter()
+    assert len(gathering.gather(place)) == 2000
+    assert time.perf_counter() - begun < 8  # 0.7 s on an idle machine
