@@ -17,6 +17,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     sweep.add_argument("--dry-run", action="store_true", help="the graph, what is done, and what the rest will cost")
     sweep.add_argument("--only", action="append", default=[], metavar="AXIS=WORD[,WORD] | PART_OF_A_NAME")
     sweep.add_argument("--resume", action="store_true", help="leave what failed by its own fault, unchanged since")
+    sweep.add_argument("--keep-stale", action="store_true", help="what earlier code made counts as done")
     sweep.add_argument("--again", action="store_true", help="run also what is done")
     sweep.add_argument("--watch", action="store_true", help="look on at a sweep that runs elsewhere; starts nothing")
     sweep.add_argument("--workers", type=int, help="jobs at a time (default: as many as the cores or GPUs hold)")
@@ -49,7 +50,7 @@ def _run(graph: Any, options: argparse.Namespace) -> int:
     from cilkit.workbook.driving import Driver
     from cilkit.workbook.watching import Screen, lines_of, summary
 
-    ledger = graphs.Ledger(graph.memo)
+    ledger = graphs.Ledger(graph.memo, options.keep_stale)
     graphs.save(graph)
     screen = Screen(graph.name)
     executor, cards = _executor(options)
@@ -104,7 +105,7 @@ def _dry_run(graph: Any, options: argparse.Namespace) -> int:
     from cilkit.workbook.estimates import Estimates, in_all
     from cilkit.workbook.watching import look
 
-    ledger = graphs.Ledger(graph.memo)
+    ledger = graphs.Ledger(graph.memo, options.keep_stale)
     lines = look(graph, ledger)
     estimates = Estimates([graphs.cells_folder(), graphs.cells_folder().with_name("runs")], ledger)
     to_do, on_gpus, text = [], [], []
@@ -123,13 +124,19 @@ def _dry_run(graph: Any, options: argparse.Namespace) -> int:
     sentence = f"{graph.name}: {len(lines)} jobs, {len(lines) - len(to_do)} done or running, {len(to_do)} to do"
     if to_do:
         sentence += (
-            f"; about {total['hours']:.2f} hours of computing ({total['hours on the clock']:.2f} on the clock), "
+            f"; about {_time(total['hours'])} of computing ({_time(total['hours on the clock'])} on the clock), "
             f"{in_all(on_gpus)['hours']:.2f} GPU-hours where there are GPUs, {total['bytes'] / 1e9:.2f} GB on disk at "
             f"most, {total['tokens']:,.0f} tokens"
         )
         sentence += f"; of {total['unknown']} nothing is known yet" if total["unknown"] else ""
     print(sentence)
     return 0
+
+
+def _time(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.0f} s"
 
 
 def _about(cost: Any) -> str:

@@ -22,6 +22,7 @@ from cilkit.workbook.jobs import Job, Needs
 from cilkit.workbook.start import shown
 from cilkit.workbook.sweepfile import SweepFile, read_sweep
 
+ASKED = ("parameters", "files", "artifacts_root")  # what of a fingerprint is not about the code
 KEY_LENGTH = 12  # hex digits of a job's key in its name
 
 
@@ -140,10 +141,13 @@ def lock_of(job: Job) -> Path:
 
 
 class Ledger:
-    """What is done, by the files that jobs leave; reads each notebook and artifact once."""
+    """What is done, by the files that jobs leave; reads each notebook once.
 
-    def __init__(self, memo: chain.Memo | None = None):
-        self.memo = {} if memo is None else memo
+    keep_stale: what earlier code or an earlier notebook made counts too, if parameters and inputs are the same.
+    """
+
+    def __init__(self, memo: chain.Memo | None = None, keep_stale: bool = False):
+        self.memo, self.keep_stale = {} if memo is None else memo, keep_stale
         self._expected: dict[str, dict] = {}
 
     def expected(self, job: Job, changed: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +164,8 @@ class Ledger:
         status = read_status(job.output)
         if status is None or not status.ok or not job.output.is_file():
             return None
-        if status.fingerprint != self.expected(job, getattr(status, "changed", {})):
+        expected = self.expected(job, status.changed)
+        if any(status.fingerprint.get(part) != expected[part] for part in (ASKED if self.keep_stale else expected)):
             return None
         status.skipped = True
         return status if all_in_place(book_folder(job.output) / "book.json") else None
