@@ -1,12 +1,15 @@
 """The command line: exit states, and one sentence for bad input."""
 
+import io
+
 import nbformat
 import pytest
 
 from cilkit import artifacts
 from cilkit.cli import main
+from cilkit.commands.run import CellLines
 from cilkit.workbook.doctor import differences
-from cilkit.workbook.execute import read_status
+from cilkit.workbook.execute import Status, read_status
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +37,9 @@ def test_run_merges_files_and_parameters_and_later_ones_win(write_notebook, tmp_
     assert main(["run", str(path), *files, "-p", "sizes", "[2, 3]", "-p", "name", "007", "-o", str(output)]) == 0
     assert read_status(output).parameters == {"x": 1e-4, "name": "007", "sizes": [2, 3]}
     assert nbformat.read(output, as_version=4).cells[-1].outputs[0].text == "0.0001 007 [2, 3]\n"
-    printed = capfd.readouterr().out
-    assert "x: '1e-4' was read as 0.0001" in printed and "0.0001 007 [2, 3]" in printed
+    printed = capfd.readouterr()
+    assert "x: '1e-4' was read as 0.0001" in printed.out and "0.0001 007 [2, 3]" in printed.out
+    assert printed.err.startswith("cell 1 of 4\n") and printed.err.endswith("cell 4 of 4\n")
     assert main(["run", str(path), *files, "-p", "sizes", "[2, 3]", "-p", "name", "007", "-o", str(output)]) == 0
     assert "nothing has changed" in capfd.readouterr().out
 
@@ -54,6 +58,23 @@ def test_bad_input_is_one_sentence_and_status_2(write_notebook, tmp_path, capsys
 def test_a_failing_notebook_is_status_1_and_says_where(write_notebook, tmp_path, capsys):
     assert main(["run", str(write_notebook("03", "1 / 0")), "-o", str(tmp_path / "o.ipynb")]) == 1
     assert "failed in code cell 3: ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_in_a_file_a_line_comes_every_half_minute_and_for_the_first_and_the_last_cell():
+    stream = io.StringIO()
+    tell = CellLines(stream)
+    for cell in range(1, 10):
+        tell(Status("running", "a", "b", cell=cell, cells=9, left=60.0 * (9 - cell)))
+        tell.last -= 10.0  # seconds pass
+    assert stream.getvalue().splitlines() == [
+        "cell 1 of 9, 8 min left",
+        "cell 4 of 9, 5 min left",
+        "cell 7 of 9, 2 min left",
+        "cell 9 of 9",
+    ]
+    stream.isatty = lambda: True
+    tell(Status("running", "a", "b", cell=2, cells=9))
+    assert stream.getvalue().endswith("cell 2 of 9\n")
 
 
 def test_a_full_disk_is_one_sentence(write_notebook, tmp_path, capsys, monkeypatch):
