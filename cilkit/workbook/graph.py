@@ -36,9 +36,6 @@ class Graph:
     path: Path | None = None
     memo: chain.Memo = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> Job:
-        return next(job for job in self.jobs if job.name == name)
-
     def only(self, conditions: Iterable[str]) -> Graph:
         """The jobs that fit all conditions (`axis=word,word`, or a part of a job's or notebook's name), and what these
         need. UserError where none fits."""

@@ -87,7 +87,9 @@ class _Choice:
 
 def read_sweep(path: Path | str, memo: chain.Memo | None = None) -> SweepFile:
     """Read and expand a sweep; every name, type and file in it is checked before anything runs (UserError)."""
-    path, memo = Path(path).absolute(), {} if memo is None else memo
+    memo, home = {} if memo is None else memo, artifacts.repository()
+    path = Path(path) if Path(path).exists() or home is None else home / path
+    path = path.absolute()
     try:
         content = parameters.load_params(path)
     except UserError as error:
