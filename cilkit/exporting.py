@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cilkit import artifacts, outcomes
 from cilkit.errors import UserError, near_name
@@ -53,7 +53,8 @@ def methods(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     outcomes.arms(table, names)  # each is a column
     unit = ["on", "kind", *[name for name in outcomes.SEEDS if name in table]]
     while (doubled := table[table.astype(str).duplicated([*names, *unit], keep=False)]).size:
-        left = [name for name in ("head", "backbone", "protocol", *_right_of(table), "artifact") if name not in names]
+        left = [name for name in ("head", "backbone", "protocol", *_right_of(table), "artifact") if name in {*table}]
+        left = [name for name in left if name not in names]
         groups = doubled.astype(str).groupby([*names, *unit])
         apart = {name: table[name].astype(str).nunique() for name in left if groups[name].nunique().max() > 1}
         if by or not apart:
@@ -89,14 +90,14 @@ def summary(table: pd.DataFrame, values: Sequence[str] = tuple(FIELD)) -> pd.Dat
     for value in values:
         if value not in table:
             raise UserError(f"the results have no figure {value!r}{near_name(value, table)}")
-    columns = {}
+    columns, names = {}, pd.Index(table["method"].unique(), name="method")
     for benchmark in table["on"].unique():
         groups = table[table["on"] == benchmark].groupby("method", sort=False)
         for value in values:
             columns[benchmark, value, "mean"] = groups[value].mean()
             columns[benchmark, value, "std"] = groups[value].std(ddof=1)
-        columns[benchmark, "runs", ""] = groups.size()
-    return pd.DataFrame(columns, index=pd.Index(table["method"].unique(), name="method"))
+        columns[benchmark, "runs", ""] = groups.size().reindex(names, fill_value=0)
+    return pd.DataFrame(columns, index=names)
 
 
 def to_text(found: pd.DataFrame, digits: int = 1) -> str:
@@ -113,7 +114,7 @@ def _cells(found: pd.DataFrame, digits: int) -> dict[tuple[str, str], list[str]]
     texts = {}
     for on, figure in dict.fromkeys((on, figure) for on, figure, _ in found):
         if figure == "runs":
-            texts[on, figure] = [str(int(n)) if n == n else "" for n in found[on, "runs", ""]]
+            texts[on, figure] = [str(n) if n else "" for n in found[on, "runs", ""]]
         else:
             pairs = zip(found[on, figure, "mean"], found[on, figure, "std"], strict=True)
             texts[on, figure] = [_number(mean, std, digits) for mean, std in pairs]
@@ -136,13 +137,8 @@ def to_csv(found: pd.DataFrame, path: str | Path) -> Path:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["method", *[_harmless(", ".join(part for part in column if part)) for column in found]])
     for method, line in zip(found.index, found.itertuples(index=False), strict=True):
-        writer.writerow([_harmless(method), *["" if value != value else repr(value) for value in map(_plain, line)]])
+        writer.writerow([_harmless(method), *["" if value != value else repr(value) for value in line]])
     return artifacts.atomic_write(path, text.getvalue())
-
-
-def _plain(value: Any) -> float | int:
-    """A Python number: whole ones as such."""
-    return int(value) if float(value).is_integer() and not isinstance(value, float) else float(value)
 
 
 def _harmless(text: str) -> str:
