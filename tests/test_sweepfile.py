@@ -4,7 +4,7 @@ import pytest
 from houses import house, sweep
 
 from cilkit.errors import UserError
-from cilkit.workbook.sweepfile import read_sweep, words_of
+from cilkit.workbook.sweepfile import SweepFile, read_sweep, words_of
 
 RUN = "notebook: notebooks/04_run.ipynb\n"
 
@@ -134,3 +134,9 @@ def test_a_missing_file_and_a_missing_notebook(home):
 def test_values_in_words():
     assert words_of("params/03/birds.yaml") == "birds" and words_of(["slca", "ewc"]) == "slca + ewc"
     assert words_of({"a": 1}) == '{"a": 1}' and words_of(0.5) == "0.5"
+
+
+def test_a_small_sweep_is_not_called_as_the_large_one(tmp_path):
+    assert SweepFile(tmp_path / "params/sweeps/x.yaml").name == "x"
+    assert SweepFile(tmp_path / "params/sweeps/small/x.yaml").name == "small-x"
+    assert SweepFile(tmp_path / "elsewhere/x.yaml").name == "x"

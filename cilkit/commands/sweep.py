@@ -9,6 +9,7 @@ from typing import Any
 from cilkit.errors import UserError
 
 FINISH = "cilkit.road.gathering:write_result"  # what is written of a job that ended well
+FEW = 3  # jobs before a job that the dry run names one by one
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -117,7 +118,8 @@ def _dry_run(graph: Any, options: argparse.Namespace) -> int:
             if line.job.needs.gpus != 0:
                 on_gpus.append(replace(cost, seconds=cost.seconds and cost.seconds * (line.job.needs.gpus or 1)))
         about = _about(cost) if cost else ""
-        after = f"  after {', '.join(line.job.after)}" if line.job.after else ""
+        before = line.job.after
+        after = f"  after {', '.join(before) if len(before) <= FEW else f'{len(before)} jobs'}" if before else ""
         text.append(f"{line.sign} {line.job.name}  {line.job.label}  {line.words}{about}{after}")
     print("\n".join(text))
     total = in_all(to_do, options.workers or 1)

@@ -73,7 +73,10 @@ class SweepFile:
 
     @property
     def name(self) -> str:
-        return self.path.stem
+        """Its place below a folder `sweeps`: small/slca.yaml there is "small-slca", and no other sweep's name."""
+        folders = self.path.parent.parts
+        below = folders[len(folders) - folders[::-1].index("sweeps") :] if "sweeps" in folders else ()
+        return "-".join((*below, self.path.stem))
 
 
 @dataclass(frozen=True)
