@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cilkit.hiding import Sieve
+from cilkit.hiding import Sieve, hidden
 
 if TYPE_CHECKING:
     from cilkit.workbook.execute import Status
@@ -37,6 +38,7 @@ class Diary:
         self.live, self.tell = live, tell
         self._sieve = Sieve(environment)
         self._at_line_start = True
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Diary:
         mode = "a" if self.status.attempt > 1 else "w"
@@ -46,7 +48,8 @@ class Diary:
 
     def __exit__(self, *error: object) -> None:
         self._line(f"{self.status.state}, {self.status.seconds:.1f} s {self.status.sentence}".rstrip())
-        self._file.close()
+        with self._lock:
+            self._file.close()
 
     def begins(self, cell: int, cells: int) -> None:
         self.status.cell, self.status.cells = cell, cells
@@ -56,18 +59,26 @@ class Diary:
         self.tell(self.status)
 
     def says(self, text: str, stream: str) -> None:
-        self._write(self._sieve.sift(text))
+        with self._lock:
+            if self._file.closed:  # a child of a kernel that is gone
+                return
+            self._write(self._sieve.sift(text))
         if self.live and stream != "error":
             print(text, end="", file=sys.stdout if stream == "stdout" else sys.stderr, flush=True)
+
+    def overhears(self, line: str) -> None:
+        """A line that the kernel's process wrote past Jupyter. Called from another thread."""
+        self.says(hidden(line, self.environment), "stderr")
 
     def ends(self) -> None:
         self.status.cell_seconds.append(round(time.monotonic() - self._begun, 2))
         self._line(f"cell {self.status.cell} ended, {self.status.cell_seconds[-1]:.1f} s")
 
     def _line(self, text: str) -> None:
-        self._write(self._sieve.rest())
         now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
-        self._write("\n" * (not self._at_line_start) + f"[{now}] {text}\n")
+        with self._lock:
+            self._write(self._sieve.rest())
+            self._write("\n" * (not self._at_line_start) + f"[{now}] {text}\n")
 
     def _write(self, text: str) -> None:
         if text:

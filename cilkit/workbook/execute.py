@@ -222,7 +222,9 @@ def _execute(path, notebook, values, part, status, diary, *, timeout, memory) ->
                     progress_bar=False,
                     engine_name=listening.NAME,
                     listener=diary,
-                    kernel_manager_class=kernel_class(run, path.parent, Path(place) / str(attempt), environment),
+                    kernel_manager_class=kernel_class(
+                        run, path.parent, Path(place) / str(attempt), environment, diary.overhears
+                    ),
                     shutdown_kernel="immediate",
                 )
                 status.state, status.cell = "ok", None

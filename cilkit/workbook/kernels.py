@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,13 @@ def watched(timeout: float | None, memory: float | None) -> Iterator[Run]:
         _running.discard(run)
 
 
-def kernel_class(run: Run, folder: Path, sockets: Path, environment: dict[str, str]) -> type:
-    """A kernel manager with an environment, working directory and sockets of its own (threads share this process')."""
+def kernel_class(
+    run: Run, folder: Path, sockets: Path, environment: dict[str, str], says: Callable[[str], None]
+) -> type:
+    """A kernel manager with an environment, working directory and sockets of its own (threads share this process').
+
+    `says` gets the lines that the kernel's process writes past Jupyter: of a library in C, of a crash.
+    """
     from jupyter_client.manager import AsyncKernelManager
 
     class Kernel(AsyncKernelManager):
@@ -102,7 +107,12 @@ def kernel_class(run: Run, folder: Path, sockets: Path, environment: dict[str, s
             run.manager = self
 
         async def start_kernel(self, **kwargs: Any) -> None:
-            await super().start_kernel(**kwargs, env=environment, cwd=str(folder))
+            source, sink = os.pipe()
+            threading.Thread(target=_pass_on, args=[source, says], daemon=True, name="cilkit-lines").start()
+            try:
+                await super().start_kernel(**kwargs, env=environment, cwd=str(folder), stdout=sink, stderr=sink)
+            finally:
+                os.close(sink)
             self.process, self.leader = self.provisioner.process, self.provisioner.pid
             if run.reason:  # stopped while we were starting
                 signal_group(self.leader, signal.SIGINT)
@@ -112,6 +122,12 @@ def kernel_class(run: Run, folder: Path, sockets: Path, environment: dict[str, s
             await super().cleanup_resources(restart=restart)
 
     return Kernel
+
+
+def _pass_on(source: int, says: Callable[[str], None]) -> None:
+    with open(source, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            says(line)
 
 
 def signal_group(leader: int | None, number: int) -> None:
