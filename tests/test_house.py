@@ -15,7 +15,7 @@ GROUND = {"artifacts", "errors", "locks", "progress", "architectures", "phases",
 GROUND |= {"devices", "clusters"}
 SCIENCE = {"data", "realms", "synthesis", "backbones", "pretraining", "learners", "incremental", "metrics", "runs"}
 SCIENCE |= {"analysis", "probes", "plots", "plotstyle", "features", "attachments", "lookahead", "outputs", "outcomes"}
-SCIENCE |= {"calibration", "foreign", "precision", "costs", "deciding", "exporting"}
+SCIENCE |= {"calibration", "foreign", "precision", "costs", "deciding", "exporting", "fronts"}
 SCIENCE |= {"published", "fidelity", "twins", "masked", "cifar_resnets", "answers", "captioning"}
 
 

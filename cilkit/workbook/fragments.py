@@ -26,7 +26,8 @@ ELEMENTS = set(
     " hr i img kbd li ol p pre s small span strong sub summary sup table tbody td tfoot th thead tr u ul".split()
 )
 SILENT = {"script", "style", "iframe", "object", "embed", "template", "head", "title", "svg", "math", "noscript"}
-ATTRIBUTES = {"class", "id", "href", "src", "alt", "width", "height", "colspan", "rowspan", "scope", "title", "loading"}
+ATTRIBUTES = {"class", "id", "alt", "width", "height", "colspan", "rowspan", "scope", "title", "loading"}
+ADDRESSES = {"a": {"href"}, "img": {"src"}}
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$]+?)(?<!\s)\$", re.DOTALL)
 NUMBER = re.compile(r"[-+−]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?%)?|nan|NaN")
 FORMULA_SIZE = 12.0  # points, drawn; shown relative to the text around it
@@ -105,9 +106,12 @@ def _prepare(output: Any, name: str, folder: Path, figures: dict[str, dict]) -> 
     """Write an output's picture to a file, if the Book has not; keep of a progress bar what its line showed last."""
     if output.output_type == "stream":
         output.text = re.sub(r"[^\n]*\r(?=[^\n])", "", output.text)
-    shown = None
+    shown, data = None, output.get("data", {})
+    for kind in [*data]:  # what is not shown need not make a piece of its own
+        if kind != next((best for best in SHOWN if best in data), kind):
+            del data[kind]
     for kind, suffix in (("image/png", "png"), ("image/jpeg", "jpg")):
-        if kind not in output.get("data", {}):
+        if kind not in data:
             continue
         stem = output.metadata.get("cilkit")
         entry = figures.get(stem) if isinstance(stem, str) else None
@@ -115,8 +119,8 @@ def _prepare(output: Any, name: str, folder: Path, figures: dict[str, dict]) -> 
             shown = {key: entry.get(key, "") for key in ("file", "caption", "table")}
         else:
             stem = name
-            (folder / f"{stem}.{suffix}").write_bytes(base64.b64decode(output.data[kind]))
-        output.data[kind] = ""
+            (folder / f"{stem}.{suffix}").write_bytes(base64.b64decode(data[kind]))
+        data[kind] = ""
         output.metadata["filenames"] = {kind: f"{HERE}/{stem}.{suffix}"}
         alternative = (shown or {}).get("caption") or stem
         output.metadata[kind] = {**output.metadata.get(kind, {}), "alt": alternative}
@@ -131,9 +135,10 @@ def _piece(content: str, figure: str, links: tuple[tuple[str, str], ...]) -> _Pi
 
     cell, files, entry = json.loads(content), {}, json.loads(figure)
     whole = nbformat.from_dict({"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [cell]})
-    soup = BeautifulSoup(_exporter().from_notebook_node(whole)[0].strip(), "html.parser")
+    text = _exporter().from_notebook_node(whole)[0].strip()
+    soup = BeautifulSoup(text, "html.parser")
     clean(soup, dict(links), files)
-    for block in soup.select(".text_cell_render, .output_markdown"):
+    for block in soup.select(".text_cell_render, .output_markdown") if "$" in text else ():
         _draw_formulas(soup, block, files)
     if entry:
         _caption_figure(soup, entry)
@@ -149,53 +154,58 @@ def _piece(content: str, figure: str, links: tuple[tuple[str, str], ...]) -> _Pi
 
 @cache
 def _exporter() -> Any:
-    from nbconvert.exporters import HTMLExporter
+    from nbconvert.exporters import HTMLExporter, TemplateExporter
+    from nbconvert.filters import Highlight2HTML
     from traitlets.config import Config
 
     class Exporter(HTMLExporter):
+        """Only the template: no step before it concerns one cell, and what comes after it `clean` does too."""
+
         def _preprocess(self, nb: Any, resources: Any) -> tuple[Any, Any]:
-            """Nothing: none of its steps concerns us, and after each the cell would be checked against a schema."""
             return nb, resources
+
+        def from_notebook_node(self, nb: Any, resources: Any = None, **kw: Any) -> tuple[str, dict]:
+            return TemplateExporter.from_notebook_node(self, nb, self._init_resources(resources or {}), **kw)
 
     config = Config()
     config.NbConvertBase.display_data_priority = SHOWN
-    return Exporter(config=config, template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    made = Exporter(config=config, template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    made.register_filter("highlight_code", Highlight2HTML(parent=made))
+    return made
 
 
 def clean(soup: Any, pages: dict[str, str], files: dict[str, bytes]) -> None:
     """Let only known elements and attributes pass, and only addresses inside the site; pictures go into `files`."""
-    from bs4 import Comment
+    from bs4 import NavigableString
+    from bs4.element import PreformattedString
 
-    for comment in soup.find_all(string=lambda text: isinstance(text, Comment)):
-        comment.extract()
-    for element in soup.find_all(True):
-        if element.decomposed:
+    for element in soup.find_all(list(SILENT)):
+        element.extract()
+    links, pictures = [], []
+    for element in list(soup.descendants):
+        if isinstance(element, PreformattedString):  # a comment, a declaration
+            element.extract()
+        elif isinstance(element, NavigableString):
             continue
-        if element.name in SILENT:
-            element.decompose()
         elif element.name not in ELEMENTS:
             element.unwrap()
         else:
-            element.attrs = {name: value for name, value in element.attrs.items() if name in ATTRIBUTES}
+            allowed = ATTRIBUTES | ADDRESSES.get(element.name, set())
+            element.attrs = {name: value for name, value in element.attrs.items() if name in allowed}
             if element.get("id", "").startswith("cell-id="):
                 del element["id"]
-    for link in soup.find_all("a"):
+            links += [element] if element.name == "a" else []
+            pictures += [element] if element.name == "img" else []
+    for link in links:
         _keep_link_inside(link, pages)
-    for picture in soup.find_all("img"):
+    for picture in pictures:
         _keep_picture_inside(picture, files)
-    for element in soup.find_all(True):
-        if element.name not in ("img", "a"):
-            element.attrs = {name: value for name, value in element.attrs.items() if name not in ("src", "href")}
-        elif element.name == "a":
-            element.attrs.pop("src", None)
-        else:
-            element.attrs.pop("href", None)
 
 
 def _keep_link_inside(link: Any, pages: dict[str, str]) -> None:
     address = link.get("href", "")
     if "anchor-link" in link.get("class", []):
-        link.decompose()
+        link.extract()
     elif address.startswith("#"):
         link["href"] = HERE + address  # whether the page has this place is known when the page is whole
     elif address.split("#")[0].rsplit("/", 1)[-1] in pages and ":" not in address:
@@ -222,8 +232,7 @@ def _within(body: str) -> str:
 
 def _keep_picture_inside(picture: Any, files: dict[str, bytes]) -> None:
     address = picture.get("src", "")
-    if picture.get("alt", "").startswith("No description has been provided"):
-        picture["alt"] = ""
+    picture["alt"] = picture.get("alt", "")
     embedded = re.fullmatch(r"data:image/(png|jpeg|gif|webp);base64,([A-Za-z0-9+/=\s]+)", address)
     if embedded:
         try:
@@ -234,7 +243,7 @@ def _keep_picture_inside(picture: Any, files: dict[str, bytes]) -> None:
         files[name] = content
         picture["src"] = f"{HERE}/{name}"
     elif not address.startswith(f"{HERE}/"):
-        picture.replace_with(picture.get("alt", ""))
+        picture.replace_with(picture["alt"])
         return
     picture["loading"] = "lazy"
 
