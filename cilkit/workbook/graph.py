@@ -81,6 +81,8 @@ class _Builder:
     def job(self, notebook: Path, given: dict, labels: dict, params: str | None, rank: tuple, needs: Needs) -> Job:
         """The job of these parameters and, before it, those that they name; one that is there gets the earlier rank."""
         values = chain.resolved(notebook, given, self.memo)
+        known = chain.declared(notebook, self.memo)
+        given = {name: values[name] for name in given if values[name] != known[name].default}
         name = f"{notebook.stem}-{chain.key_of(notebook, values, self.memo)[:KEY_LENGTH]}"
         job = self.jobs.get(name)
         if job is None:
