@@ -70,6 +70,17 @@ def lines_of(driver: Driver) -> list[Line]:
     return found
 
 
+def is_open(lines: list[Line]) -> bool:
+    """Whether something runs or may yet: more than what stands behind a failure. lines: each behind what it needs."""
+    hopeless: set[str] = set()
+    for line in lines:
+        if line.state in BUSY:
+            return True
+        if line.sign == "✗" or hopeless & set(line.job.after):
+            hopeless.add(line.job.name)
+    return any(line.state not in ENDED and line.job.name not in hopeless for line in lines)
+
+
 def summary(lines: list[Line]) -> str:
     """ "12 of 40 done, 2 running, 1 failed"."""
     counts = Counter(line.state for line in lines)
@@ -155,7 +166,7 @@ def watch(sweep: Path | str, seconds: float | None = None) -> None:
         while True:
             lines = look(graph)
             draw(lines)
-            if not any(line.state in (*BUSY, "to do", "stale", "stopped") for line in lines):
+            if not is_open(lines):
                 return
             if until is not None and time.monotonic() >= until:
                 return
