@@ -165,10 +165,6 @@ class Driver:
                 write_status(entry.job.output, status)
         self._release(entry)
         self._end(entry, "done" if status.ok else "failed", status)
-        if _full(status.sentence) and not status.ok and not self.full:
-            self.full = (
-                "the disk is full, so nothing more was started: free some space and run again; finished work is kept."
-            )
 
     def _retry(self, entry: Entry, status: Status) -> str | None:
         """Why it is worth another try, after preparing that; None where it is not. An error of the code is not."""
@@ -213,6 +209,10 @@ class Driver:
         entry.state, entry.status = state, status
         if not quietly:
             self.log(f"{self._clock()}  {entry.job.name}: {in_words(status)}")
+        if state == "failed" and _full(status.sentence):
+            self.full = (
+                "the disk is full, so nothing more was started: free some space and run again; finished work is kept."
+            )
 
     def _release(self, entry: Entry) -> None:
         if entry.claim is not None:
@@ -248,7 +248,8 @@ def in_words(status: Status) -> str:
 
 
 def _full(sentence: str) -> bool:
-    return "disk" in sentence and "full" in sentence or "No space left" in sentence
+    """Whether a run ended for lack of room: so say artifacts that are being made, this driver, or the system."""
+    return "disk" in sentence and " is full" in sentence or "No space left" in sentence or "quota exceeded" in sentence
 
 
 def _reason(error: OSError) -> str:
