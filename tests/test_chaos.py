@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -326,3 +327,104 @@ def test_killed_at_random_moments(house, grid, number):
         house.finish(driver)
     assert house.is_empty() and house.snapshot() == grid
     nothing_ran_twice(house, *finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_drivers_share_the_work(house, grid, killed):
+    with Eyes(house.folder):
+        drivers = [house.start("grid", "--workers", "2") for _ in range(2)]
+        if killed:
+            wait_for(lambda: len(house.events()) >= 8, drivers[0])
+            drivers[0].kill()
+            drivers[0].wait()
+            finished = house.finished()
+        for driver in drivers[killed:]:
+            house.finish(driver)
+    assert house.is_empty() and house.snapshot() == grid
+    if killed:
+        nothing_ran_twice(house, finished)
+    else:
+        assert set(house.starts().values()) == {1}
+    assert "another driver runs it" in house.log.read_text()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "house"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True)
+    if done.returncode:
+        pytest.skip("a small file system to fill can only be mounted by root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_the_sweep_and_room_lets_it_go_on(small_disk, house, grid):
+    ballast = small_disk / "ballast"
+    with Eyes(house.folder):
+        driver = house.start("grid", "--workers", "2")
+        wait_for(lambda: list(house.folder.glob("artifacts/run/*.part/after_01/*.npy")), driver)
+        fill(ballast)
+        house.finish(driver, code=2)
+        said = house.log.read_text()
+        assert said.count("cilkit: the disk is full, so nothing more was started: free some space") == 1
+        assert "Traceback" not in said and house.is_empty()
+        finished, begun = house.finished(), len(house.starts())
+        assert finished and begun <= len(finished) + 4  # what ran at that moment, and no more
+        fill(ballast)
+        driver = house.start("grid", "--workers", "2")
+        assert driver.wait(timeout=LIMIT) in (1, 2) and len(house.starts()) == begun
+        said = house.log.read_text().removeprefix(said)
+        assert said.count("the disk is full") and "Traceback" not in said
+        ballast.unlink()
+        house.finish(house.start("grid", "--workers", "2"))
+    assert house.is_empty() and house.snapshot() == grid
+    nothing_ran_twice(house, finished)
+
+
+def fill(path):
+    """A file that takes all the room that there is."""
+    with pytest.raises(OSError, match="No space left"), open(path, "ab", buffering=0) as file:
+        while True:
+            file.write(bytes(512))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(5))
+def test_36_runs_with_12_at_once(house, number):
+    house.finish(house.start("trivial", "--workers", "12"))
+    assert list(house.states().values()) == ["ok"] * 36 and house.is_empty()
+    assert "36 of 36 done" in house.log.read_text() and ": started" in house.log.read_text()
+    assert house.log.read_text().count(": started") == 36  # none was tried again
+
+
+@pytest.mark.slow
+def test_a_ray_node_that_is_lost_costs_only_its_running_cells(house, grid, monkeypatch):
+    pytest.importorskip("ray", reason="the extra [scale] is not installed")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RUNS_NOTED", str(house.noted))
+    node = {"num_cpus": 2, "object_store_memory": 80 << 20}
+    with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as short:  # names of sockets have a limit
+        head = node | {"include_dashboard": False, "temp_dir": short}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            lost = cluster.add_node(**node)
+            with Eyes(house.folder):
+                driver = house.start("grid", "--executor", "ray", "--address", cluster.address)
+                wait_for(lambda: len(house.events()) >= 9, driver)  # cells of the grid run on both nodes
+                wait_for(lambda: len(house.kernels()) > 2, driver)
+                finished = house.finished()
+                cluster.remove_node(lost, allow_graceful=False)
+                house.finish(driver)
+                assert house.is_empty() and house.snapshot() == grid
+                nothing_ran_twice(house, finished)
+                assert "was lost while the job ran" in house.log.read_text()
+                begun = len(house.events())
+                house.finish(house.start("grid"))  # what Ray's nodes did is done here as well
+                assert len(house.events()) == begun
+        finally:
+            cluster.shutdown()
