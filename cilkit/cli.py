@@ -8,7 +8,7 @@ import sys
 
 from cilkit.errors import UserError
 
-COMMANDS = ("run", "sweep", "report", "doctor", "export", "verify", "results", "pack")  # modules of cilkit.commands
+COMMANDS = ("run", "sweep", "report", "doctor", "export", "verify", "results", "pack", "site")  # modules
 
 
 def main(arguments: list[str] | None = None) -> int:

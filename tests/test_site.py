@@ -9,7 +9,7 @@ import pytest
 from cilkit.errors import UserError
 from cilkit.workbook.fragments import fragment
 from cilkit.workbook.report import make_report, read_plan
-from cilkit.workbook.site import duration
+from cilkit.workbook.pages import duration
 
 HOSTILE = "<script>alert(1)</script><img src='http://out.example/x.png' onerror='alert(2)'><b onclick='x()'>bold</b>"
 
