@@ -64,7 +64,7 @@ def build_site(entries: list[Any], folder: Path, leaderboard: Leaderboard | None
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    runs = [Work(e.name, e.notebook, e.output, e.params, e.status, e.given) for e in entries]
+    runs = [Work(e.name, e.notebook, e.output, e.params, e.status) for e in entries]
     jobs, sweeps = _jobs(folder.parent, {run.name for run in runs})
     site = _Site(
         part, folder.with_name("." + folder.name), {work.notebook.name: f"{work.name}.html" for work in runs[::-1]}
