@@ -73,7 +73,7 @@ def test_status_and_log_tell_each_cell_and_the_time_left_comes_from_an_earlier_r
     assert gathered == [(output.with_suffix(""), "running")]
     assert (first.device, first.attempt, first.pid) == ("3", 1, os.getpid()) and first.host
     lines = output.with_suffix(".log").read_text().splitlines()
-    assert [re.sub(r"^\[[-0-9: ]+\] ", "", line).split(",")[0] for line in lines[-8:]] == [
+    assert [re.sub(r"^\[[-0-9: ]+Z\] ", "", line).split(",")[0] for line in lines[-8:]] == [
         *["cell 2 ended", "cell 3 of 4", "slow", "cell 3 ended", "cell 4 of 4", "quick!", "cell 4 ended", "ok"]
     ]
     told.clear()

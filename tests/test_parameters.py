@@ -56,6 +56,7 @@ def test_a_line_that_is_no_plain_assignment_is_refused(line):
         ("increments", (4, 6), [4, 6], False),
         ("fast", "false", False, True),
         ("backbone", None, None, False),
+        ("backbone", "None", None, True),  # Python's word, a text in YAML
         ("backbone", "none", "none", False),
         ("note", 1993, "1993", True),
         ("weights", {"a": 1}, {"a": 1.0}, False),

@@ -53,7 +53,8 @@ def _run(options: argparse.Namespace) -> int:
     for path in options.file:
         given |= parameters.load_params(path)
     for name, text in options.parameter:
-        a_text = name in known and "str" in known[name].type.replace("Literal", "")
+        declared = known[name].type if name in known else ""
+        a_text = "str" in declared.replace("Literal", "") and not (text == "null" and "None" in declared)
         given[name] = text if a_text else parameters.parse_text(text)
     stem = "-".join([options.notebook.stem, *(path.stem for path in options.file)])
     home = artifacts.repository() or Path.cwd()

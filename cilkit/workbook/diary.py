@@ -75,7 +75,7 @@ class Diary:
         self._line(f"cell {self.status.cell} ended, {self.status.cell_seconds[-1]:.1f} s")
 
     def _line(self, text: str) -> None:
-        now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+        now = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
         with self._lock:
             self._write(self._sieve.rest())
             self._write("\n" * (not self._at_line_start) + f"[{now}] {text}\n")

@@ -261,7 +261,7 @@ def _stopped(run: Run, status: Status, timeout: float | None, memory: float | No
     if run.reason == "memory":
         return f"it took {run.peak:.3g} GB in code cell {status.cell}, more than its limit of {memory:g} GB."
     limit = f"the time limit of {timeout:g} s is over." if run.reason == "timeout" else "stopped by hand."
-    return limit if status.state == "dead" else f"{limit} {status.sentence}".strip()
+    return limit if status.state == "dead" or not status.cell else f"{limit} {status.sentence}".strip()
 
 
 def _literal(path: Path) -> str:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_output
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
@@ -40,10 +41,22 @@ class Client(PapermillNotebookClient):
         self.listener = listener
         self.sieves: dict[str, Sieve] = {}
 
+    def papermill_execute_cells(self) -> None:
+        """papermill's own, without its saving of the whole notebook before and after each cell of text."""
+        for index, cell in enumerate(self.nb.cells):
+            if cell.cell_type != "code":
+                continue
+            self.nb_man.cell_start(cell, index)
+            try:
+                self.execute_cell(cell, index)
+            except CellExecutionError as error:
+                self.nb_man.cell_exception(cell, cell_index=index, exception=error)
+                break
+            finally:
+                self.nb_man.cell_complete(cell, cell_index=index)
+
     def execute_cell(self, cell: Any, cell_index: int, **kwargs: Any) -> Any:
         code = [index for index, other in enumerate(self.nb.cells) if other.cell_type == "code"]
-        if cell_index not in code:
-            return cell
         self.sieves = {name: Sieve(self.listener.environment) for name in ("stdout", "stderr")}
         self.listener.begins(code.index(cell_index) + 1, len(code))
         try:

@@ -249,7 +249,10 @@ def _alternatives(annotation: ast.expr) -> list[ast.expr]:
 
 
 def _fit_one_of(value: Any, kinds: list[ast.expr]) -> Any:
-    """The first kind that holds `value` unchanged in type; else the first that can be read from it."""
+    """The first kind that holds `value` unchanged in type; else the first that can be read from it. The text "None",
+    which is a text in YAML, is None where that is among them."""
+    if value == "None" and any(ast.unparse(kind) == "None" for kind in kinds):
+        return None
     fits = []
     for kind in kinds:
         try:
