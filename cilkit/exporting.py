@@ -49,21 +49,30 @@ def methods(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
         for name, joint, own in zip(benchmark, whole, cut, strict=True)
     ]
     table = table.assign(on=places, kind=kind).explode("on", ignore_index=True)
-    names = list(by) or ["learner"]
-    outcomes.arms(table, names)  # each is a column
-    unit = ["on", "kind", *[name for name in outcomes.SEEDS if name in table]]
-    while (doubled := table[table.astype(str).duplicated([*names, *unit], keep=False)]).size:
+    outcomes.arms(table, list(by) or ["learner"])  # each is a column
+    parts = [table] if by else [part for _, part in table.groupby("learner", sort=False)]
+    method = {}
+    for part in parts:
+        names = _telling(part, list(by))
+        for index, line in zip(part.index, part[names].to_dict("records"), strict=True):
+            kind = part.at[index, "kind"]
+            method[index] = _named(line, bool(by)) + ("" if kind == "tasks" else f" ({kind})")
+    return table.assign(method=pd.Series(method, dtype=object))
+
+
+def _telling(table: pd.DataFrame, by: list[str]) -> list[str]:
+    """The columns that tell runs of the same seeds apart: those asked for, else the fewest and coarsest."""
+    names, unit = by or ["learner"], ["on", "kind", *[name for name in outcomes.SEEDS if name in table]]
+    table = table.astype(str)
+    while (doubled := table[table.duplicated([*names, *unit], keep=False)]).size:
         left = [name for name in ("head", "backbone", "protocol", *_right_of(table), "artifact") if name in {*table}]
-        left = [name for name in left if name not in names]
-        groups = doubled.astype(str).groupby([*names, *unit])
-        apart = {name: table[name].astype(str).nunique() for name in left if groups[name].nunique().max() > 1}
-        if by or not apart:
-            told = f"; they differ in {', '.join(apart)}" if apart else ""
+        groups = doubled.groupby([*names, *unit])
+        left = [name for name in left if name not in names and groups[name].nunique().max() > 1]
+        if by or not left:
+            told = f"; they differ in {', '.join(left)}" if left else ""
             raise UserError(f"{doubled[names[0]].iloc[0]} has several runs of the same seeds{told}: name more in --by")
-        names.append(min(apart, key=lambda name: (name == "artifact", apart[name])))  # what splits least
-    method = [_named(names, line, bool(by)) for line in table[names].to_dict("records")]
-    method = [name if kind == "tasks" else f"{name} ({kind})" for name, kind in zip(method, table["kind"], strict=True)]
-    return table.assign(method=pd.Series(method, index=table.index, dtype=object))
+        names = [*names, min(left, key=lambda name: (name == "artifact", table[name].nunique()))]
+    return names
 
 
 def _right_of(table: pd.DataFrame) -> list[str]:
@@ -74,10 +83,20 @@ def _right_of(table: pd.DataFrame) -> list[str]:
     return [name for name in right if not name.startswith(CLOCKS) and name not in ("on", "kind", *seeds)]
 
 
-def _named(names: Sequence[str], line: dict, asked: bool) -> str:
+def _named(line: dict, asked: bool) -> str:
     """ "slca / slow_rate 0.1"; as asked for: the values alone."""
-    told = [(name, value) for name, value in line.items() if value is not None and value == value]
-    return " / ".join(str(value) if asked or name == "learner" else f"{name} {value}" for name, value in told)
+    told = [(name, _text(value)) for name, value in line.items() if _is(value)]
+    return " / ".join(value if asked or name == "learner" else f"{name} {value}" for name, value in told)
+
+
+def _text(value: object) -> str:
+    """A whole number as such: a column with gaps holds floats."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _is(value: object) -> bool:
+    """Whether a cell of a table holds something."""
+    return value is not None and value == value
 
 
 def summary(table: pd.DataFrame, values: Sequence[str] = tuple(FIELD)) -> pd.DataFrame:
@@ -229,7 +248,7 @@ def to_wandb(table: pd.DataFrame, project: str) -> int:
         raise _missing("wandb", error) from error
     right = _right_of(table)
     for line in table.to_dict("records"):
-        known = {name: value for name, value in line.items() if name != CURVE and value is not None and value == value}
+        known = {name: value for name, value in line.items() if name != CURVE and _is(value)}
         told = {
             name: known.pop(name)
             for name in ("cell", "notebook", "learner", "head", "benchmark", *right)

@@ -187,3 +187,21 @@ def test_a_thousand_cells_gather_in_seconds(place, slca):
     begun = time.perf_counter()
     assert len(gathering.gather(place)) == 2000
     assert time.perf_counter() - begun < 8  # 0.7 s on an idle machine
+
+
+def test_the_command_prints_the_table_and_writes_it_for_others(place, slca, monkeypatch, capsys):
+    import cilkit
+    from cilkit.cli import main
+
+    monkeypatch.setattr(artifacts, "repository", lambda: place)
+    assert main(["results"]) == 2 and "there are no results yet" in capsys.readouterr().err
+    cell(place, "a", slca, made_jobs.run_artifact("slow_learner"))
+    assert len(cilkit.results()) == 4
+    csv, tex = place / "out.csv", place / "out.tex"
+    assert main(["results", "--baseline", "slow_learner", "--csv", str(csv), "--latex", str(tex), "--bold"]) == 0
+    said = capsys.readouterr().out
+    assert "made up" in said and "Last" in said and "slca − slow_learner: too early to say (1 pair so far)" in said
+    assert csv.read_text().startswith('method,"made up, last accuracy, mean"') and r"\textbf" in tex.read_text()
+    assert main(["results", "--heads", "--value", "Brier score"]) == 0
+    assert "slca / head raw" in capsys.readouterr().out
+    assert main(["results", "--value", "accuracy"]) == 2 and "no figure 'accuracy'" in capsys.readouterr().err
