@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,21 +49,28 @@ def snapshot(root: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> dict[str, str]:
+def whole(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("undisturbed")
     finish(root)
-    return snapshot(root)
+    return root
 
 
-@pytest.mark.parametrize("sign", ["after_00/*.npy", "scratch/epoch.safetensors"])  # a task is learnt; half a task is
-def test_killed_in_the_middle_of_a_run(tmp_path, undisturbed, sign):
-    process = start(tmp_path)
-    deadline = time.monotonic() + LIMIT
-    while not list(tmp_path.glob(f"run/*.part/{sign}")):
-        assert process.poll() is None and time.monotonic() < deadline, "the pipeline ended before it could be killed"
-        time.sleep(0.01)
-    kill(process)
-    assert list(tmp_path.glob("run/*.part")), "killed too late: nothing was in the making"
+@pytest.fixture(scope="module")
+def undisturbed(whole) -> dict[str, str]:
+    return snapshot(whole)
+
+
+def test_killed_twice_in_the_middle_of_a_run(tmp_path, whole, undisturbed):
+    """In half a task, and again where a task is learnt; what comes before a run is there already."""
+    shutil.copytree(whole, tmp_path, ignore=shutil.ignore_patterns("run"), dirs_exist_ok=True)
+    for sign in ("scratch/epoch.safetensors", "after_00/*.npy"):
+        process = start(tmp_path)
+        deadline = time.monotonic() + LIMIT
+        while not list(tmp_path.glob(f"run/*.part/{sign}")):
+            assert process.poll() is None and time.monotonic() < deadline, "the pipeline ended before it could be killed"
+            time.sleep(0.01)
+        kill(process)
+        assert list(tmp_path.glob("run/*.part")), "killed too late: nothing was in the making"
     finish(tmp_path)
     assert snapshot(tmp_path) == undisturbed
 
