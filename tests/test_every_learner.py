@@ -104,13 +104,17 @@ def test_nothing_in_a_step_waits_for_the_device(name, monkeypatch):
     assert not read
 
 
-@pytest.fixture
-def no_past():
+@pytest.fixture(scope="module")
+def only_new():
     """What is alive already is left out of counts: looking through all of it took seconds."""
     gc.collect()
-    gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture
+def no_past(only_new):
+    gc.freeze()
 
 
 def live_bytes() -> int:
