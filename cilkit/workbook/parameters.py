@@ -110,8 +110,10 @@ def check(
     parameters into the notebook. Values are plain Python afterwards (numpy scalars, paths, tuples and sets converted:
     papermill would inject them as strings).
     """
-    for name, value in given.items():
-        if secret := secret_in(str(plain(value)), environment):
+    texts = {name: str(plain(value)) for name, value in given.items()}
+    suspected = secret_in("\n".join(texts.values()), environment)  # one look, which a sweep takes a thousand times
+    for name, text in texts.items() if suspected else ():
+        if secret := secret_in(text, environment):
             raise UserError(
                 f"parameter {name} holds the value of the environment's {secret}, which would be written into the "
                 "notebook: let the notebook read it from the environment. Nothing was run."
