@@ -99,6 +99,13 @@ def test_what_does_not_fit_is_refused_before_anything_runs(write_notebook, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_a_notebook_is_not_replaced_by_its_own_output(write_notebook):
+    path = write_notebook("03")
+    with pytest.raises(UserError, match="would replace"):
+        run_notebook(path, {}, path)
+    assert path.is_file()
+
+
 def test_an_error_is_failed_with_its_cell_and_a_user_error_is_its_sentence_alone(write_notebook, tmp_path):
     failing = "from cilkit.errors import UserError\n\nraise UserError('no class is called bird.')"
     status = run_notebook(write_notebook("04", "1 + 1", failing, "3"), {"x": 2}, tmp_path / "out.ipynb")
@@ -262,9 +269,9 @@ def test_a_secret_is_no_parameter_and_stands_in_no_cell(write_notebook, tmp_path
 def test_thirty_six_runs_twelve_at_once(write_notebook, tmp_path, repetition):
     path = write_notebook("12", "print(x)", start=False)
     with ThreadPoolExecutor(12) as pool:
-        runs = [pool.submit(run_notebook, path, {"x": n}, tmp_path / f"{n}.ipynb") for n in range(36)]
+        runs = [pool.submit(run_notebook, path, {"x": n}, tmp_path / "out" / f"{n}.ipynb") for n in range(36)]
     assert [(run.result().state, run.result().sentence) for run in runs] == [("ok", "")] * 36
-    assert [_printed(tmp_path / f"{n}.ipynb") for n in range(36)] == [f"{n}\n" for n in range(36)]
+    assert [_printed(tmp_path / "out" / f"{n}.ipynb") for n in range(36)] == [f"{n}\n" for n in range(36)]
 
 
 def test_under_plain_papermill_an_unknown_parameter_stops_too(write_notebook, tmp_path):

@@ -117,6 +117,8 @@ def run_notebook(
     import nbformat
 
     path, output = Path(path).absolute(), Path(output).absolute()
+    if output.resolve() == path.resolve():
+        raise UserError(f"the executed notebook would replace {path}: choose another output.")
     around = os.environ | (environment or {})
     values, notes = parameters.check(parameters.declared(path), given, around)
     notebook = nbformat.read(path, as_version=4)
