@@ -211,10 +211,10 @@ def test_a_lost_node_costs_only_what_runs_there(job, monkeypatch, tmp_path):
 
     ray.shutdown()  # of the tests above
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    options = {"num_cpus": 1, "object_store_memory": 80 << 20}
+    options = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_log_monitor": False}
     until = f"import pathlib, time\n\nwhile not pathlib.Path('{tmp_path}/go').exists():\n    time.sleep(0.1)"
     monkeypatch.setenv("CILKIT_ARTIFACTS", str(tmp_path / "home"))
-    cluster = Cluster(initialize_head=True, head_node_args=options | {"include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args=options | {"include_dashboard": False, "no_monitor": True})
     try:
         monkeypatch.setenv("CILKIT_ARTIFACTS", str(tmp_path / "node"))
         other = cluster.add_node(**options)

@@ -107,7 +107,7 @@ class RayExecutor:
         bell = self._ray.remote(Bell).options(num_cpus=0, **_at(home)).remote()
         self._home = Home(home, folder, artifacts == "fetched", finish or "", bell)
         self._running: dict[Any, tuple[Job, str]] = {}  # Ray's reference -> (job, node)
-        self._same, self._seen, self._looked = {home}, {}, -FRESH
+        self._same, self._lost, self._seen, self._looked = {home}, set(), {}, -FRESH
 
     @property
     def gpus(self) -> int:
@@ -159,11 +159,15 @@ class RayExecutor:
     def _nodes(self) -> dict[str, dict]:
         """The nodes that are there, by Ray's names. UserError for one whose code or packages are not those at home."""
         if time.monotonic() - self._looked > FRESH:
-            self._seen = {node["NodeID"]: node for node in self._ray.nodes() if node["Alive"]}
+            self._seen = self._alive()
             self._looked = time.monotonic()
             for name in set(self._seen) - self._same:
                 self._compare(name)
         return self._seen
+
+    def _alive(self) -> dict[str, dict]:
+        nodes = {node["NodeID"]: node for node in self._ray.nodes() if node["Alive"]}
+        return {name: node for name, node in nodes.items() if name not in self._lost}
 
     def _compare(self, name: str) -> None:
         here = _environment()
@@ -221,7 +225,10 @@ class RayExecutor:
             if isinstance(cause, errors.OutOfMemoryError):
                 state, sentence = "memory", f"memory ran out on {self._words(node)}, so Ray ended the job."
             elif isinstance(cause, errors.RayError):
-                gone = not any(one["Alive"] for one in self._ray.nodes() if one["NodeID"] == node)
+                gone = isinstance(cause, errors.NodeDiedError) or node not in self._alive()
+                if gone:  # which may come before the list of nodes says so
+                    self._lost.add(node)
+                    self._seen.pop(node, None)
                 what = f"{self._words(node)} was lost" if gone else f"its Ray worker on {self._words(node)} died"
                 state, sentence = "dead", f"{what} while the job ran ({type(cause).__name__})."
             else:
