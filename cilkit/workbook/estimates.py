@@ -16,7 +16,8 @@ from cilkit.workbook.execute import Status, book_folder, read_status
 from cilkit.workbook.graph import Ledger
 from cilkit.workbook.jobs import Job
 
-DERIVED = re.compile(r"^# .*?Derived: ([\d.]+) hours in all at an assumed", re.MULTILINE)
+# "Derived: 5.3 minutes in all", "Derived: 5.2 h at"; of a model that writes "TFLOP/s [remembered]: 0.64, cached"
+DERIVED = re.compile(r"Derived: ([\d.]+) (hours|h|minutes)\b|TFLOP/s \[remembered\]: ([\d.]+)")
 TELLING = ("benchmark", "backbone", "learners", "learner", "arch", "realm", "images")  # what makes two jobs alike
 
 
@@ -78,7 +79,7 @@ class Estimates:
                 and (home / name).is_file()
                 and (match := DERIVED.search((home / name).read_text(encoding="utf-8")))
             ):
-                return float(match[1])
+                return float(match[1] or match[3]) / (60 if match[2] == "minutes" else 1)
         return None
 
 

@@ -306,10 +306,10 @@ def derived(path: Path, name: str, value: Any, memo: chain.Memo) -> str:
     stem = path.stem.partition("--")[0]
     target = home / "reports" / "sweeps" / "params" / notebook.stem / f"{stem}--{digest}.yaml"
     if not target.is_file():
+        hours = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# Derived: ")]
+        head = [f"# {path.relative_to(home).as_posix()} with {name} changed, for a sweep.", *hours]
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        artifacts.atomic_write(
-            target, f"# {path.relative_to(home).as_posix()} with {name} changed, for a sweep.\n{text}"
-        )
+        artifacts.atomic_write(target, "\n".join([*head, text]))
     return target.relative_to(home).as_posix()
 
 
