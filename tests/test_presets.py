@@ -9,9 +9,7 @@ from pathlib import Path
 import layouts
 import numpy as np
 import pytest
-import timm
 import tiny_vlms
-import yaml
 from PIL import Image
 
 import cilkit
@@ -19,12 +17,10 @@ from cilkit import architectures, artifacts, backbones, learners, published
 from cilkit.data import benchmarks
 from cilkit.road import answering, learning
 from cilkit.road.inputs import parameters_of, with_artifact
-from cilkit.workbook import parameters
 
 HOME = Path(__file__).resolve().parent.parent
 PARAMS = HOME / "params"
 FILES = sorted(path for number in ("04", "05", "06") for path in PARAMS.glob(f"{number}_*/**/*.yaml"))
-SWEEPS = sorted(PARAMS.glob("sweeps/*.yaml"))
 TAGS = ("read", "quoted", "third-party", "remembered", "derived", "ours")
 TAGGED = re.compile(rf"\[({'|'.join(TAGS)})[\];]")
 PLUMBING = {
@@ -311,36 +307,6 @@ def test_all_headers_are_up_to_date():
 
 
 # ---------------------------------------------------------------- paradigms
-
-
-@named(SWEEPS)
-def test_every_combination_of_a_sweep_is_what_its_notebook_and_learners_take(path):
-    sweep = yaml.safe_load(path.read_text())
-    assert set(sweep) == {"notebook", "params", "axes"}
-    declared = parameters.declared(HOME / sweep["notebook"])
-    for combination in itertools.product(*sweep["axes"].values()):
-        changes, notes = parameters.check(declared, dict(zip(sweep["axes"], combination, strict=True)))
-        values = parameters_of(HOME / sweep["params"], **changes)
-        assert notes == []
-        for name in values.get("learners", ()):
-            learners.settings(name, presets.hyper(name, values))
-        spec = values.get("backbone", "none")
-        exists = spec.endswith(".yaml") and (HOME / spec).is_file()
-        known = spec == "none" or spec.partition(":")[0] in architectures.WEIGHTS or is_model_with_weights(spec)
-        assert exists or known, spec
-
-
-def is_model_with_weights(name):
-    return name in timm.list_pretrained(name.partition(".")[0] + ".*")
-
-
-def test_the_sweep_has_every_paradigm_once():
-    sweep = yaml.safe_load((PARAMS / "sweeps" / "paradigms.yaml").read_text())
-    named = [spec.partition(":")[0] for spec in sweep["axes"]["backbone"]]
-    assert [name for name in named if name in architectures.WEIGHTS] == [
-        name for name, weights in architectures.WEIGHTS.items() if weights.paradigm
-    ]
-    assert any(name.startswith("params/03_pretraining/") for name in named), "one foreseen backbone of our own"
 
 
 @pytest.mark.parametrize("name", [name for name, weights in architectures.WEIGHTS.items() if weights.paradigm])
