@@ -171,7 +171,8 @@ def swept(tmp_path, write_notebook):
 def _board():
     row = {"learner": NASTY, "head": "raw", "benchmark": NASTY, "protocol": "class", "stream": "tasks", "classes": 4}
     row |= {"increments": "2 × 2", "backbone": NASTY, "order_seed": 1993, "last accuracy": 50.0, "seconds: train": 2.0}
-    return leaderboard(pd.DataFrame([row | {"cell": "04_x-ok", "bytes stored": 10, "artifact": "run/0123"}]))
+    row |= {"cell": "04_x-ok", "bytes stored": 10, "artifact": "run/0123"}
+    return leaderboard(pd.DataFrame([row, row | {"head": "aligned"}]))
 
 
 def test_a_sweep_has_a_page_and_so_has_each_job_in_whatever_state(swept):
@@ -358,10 +359,5 @@ def test_hostile_html_and_text_are_harmless(tmp_path):
 
 
 def test_durations_read_well():
-    assert [duration(s) for s in (0.04, 9.94, 41.2, 99.6, 185)] == [
-        "0.0 s",
-        "9.9 s",
-        "41 s",
-        "1 min 40 s",
-        "3 min 05 s",
-    ]
+    read = {0.04: "0.0 s", 9.94: "9.9 s", 41.2: "41 s", 99.6: "1 min 40 s", 185: "3 min 05 s", 45_010: "12 h 30 min"}
+    assert {seconds: duration(seconds) for seconds in read} == read

@@ -174,18 +174,24 @@ def _pictures(board: Board) -> list[Picture]:
     found = []
     for kind, (cost, words, ticks) in kinds.items():
         rows = [
-            {"arm": line.name, "cost": getattr(line, cost), "value": line.figures[0].mean}
+            {"arm": _name(line, board), "cost": getattr(line, cost), "value": line.figures[0].mean}
             | {"spread": line.figures[0].spread}
             for line in board.lines
             if not math.isnan(getattr(line, cost)) and not math.isnan(line.figures[0].mean)
         ]
-        if not rows:
+        if len(rows) < 2:
             continue
         text = f"{words} {board.title} {rows} {board.chance} {board.joint} {Path(fronts.__file__).read_text()}"
         key = hashlib.sha256(text.encode()).hexdigest()
         caption = f"{board.title}: last accuracy against {words}; ± the standard deviation over runs."
         found.append(Picture(f"front-{name}-{kind}", key, caption, _drawing(board, rows, words, ticks)))
     return found
+
+
+def _name(line: Line, board: Board) -> str:
+    """The line's name without what all lines of the board share."""
+    parts = [part for part in ("head", "backbone", "labels") if len({getattr(one, part) for one in board.lines}) > 1]
+    return " · ".join(filter(None, [line.learner, *(getattr(line, part) for part in parts)]))
 
 
 def _drawing(board: Board, rows: list[dict], words: str, ticks: Callable[[float], str]) -> Callable[[], bytes]:

@@ -147,7 +147,9 @@ def _number(cell: str) -> float | None:
 
 
 def duration(seconds: float) -> str:
-    """`41 s`, `3 min 05 s`."""
+    """`41 s`, `3 min 05 s`, `12 h 30 min`."""
+    if seconds >= 7200:
+        return f"{int(seconds + 30) // 3600} h {int(seconds + 30) // 60 % 60:02d} min"
     if seconds < 99.5:
         return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
     return f"{int(seconds + 0.5) // 60} min {int(seconds + 0.5) % 60:02d} s"

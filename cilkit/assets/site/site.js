@@ -24,8 +24,7 @@ if (form) {
     // An arm without any run of the chosen seed, and a board without any arm left, are not shown either.
     for (const group of document.querySelectorAll("table.grouped > tbody")) {
       group.hidden ||= !group.querySelector("tr[data-seed]:not([hidden])");
-      const seed = form.elements.seed.value;
-      group.querySelector("details").open = Boolean(seed) && !group.hidden;
+      if (form.elements.seed.value) group.querySelector("details").open = true;
     }
     for (const board of document.querySelectorAll(".board")) {
       board.hidden ||= !board.querySelector("table.grouped > tbody:not([hidden])");
