@@ -44,6 +44,7 @@ class CellLines:
 
 def _run(options: argparse.Namespace) -> int:
     from cilkit import artifacts
+    from cilkit.road.gathering import write_result
     from cilkit.workbook import parameters
     from cilkit.workbook.execute import interrupt_all, run_notebook
     from cilkit.workbook.start import shown
@@ -67,7 +68,7 @@ def _run(options: argparse.Namespace) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    limits = {"timeout": options.timeout, "memory": options.memory, "again": options.again}
+    limits = {"timeout": options.timeout, "memory": options.memory, "again": options.again, "finish": write_result}
     status = run_notebook(options.notebook, given, output, log=print, live=True, progress=CellLines(), **limits)
     if status.skipped:
         print(f"{shown(output.absolute())}: nothing has changed since it was made (--again runs it all the same)")
