@@ -67,7 +67,7 @@ def test_killed_twice_in_the_middle_of_a_run(tmp_path, whole, undisturbed):
         process = start(tmp_path)
         deadline = time.monotonic() + LIMIT
         while not list(tmp_path.glob(f"run/*.part/{sign}")):
-            assert process.poll() is None and time.monotonic() < deadline, "the pipeline ended before it could be killed"
+            assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
             time.sleep(0.01)
         kill(process)
         assert list(tmp_path.glob("run/*.part")), "killed too late: nothing was in the making"
