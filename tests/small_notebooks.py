@@ -1,15 +1,20 @@
 """Notebooks prepared with the small parameter files: `python -m tests.small_notebooks FOLDER`, before nbval runs them.
 
+Those of one notebook follow each other in one file, `<notebook>-small.ipynb`: a kernel's imports take longer than most
+of them. A cell between two of them forgets every name, so that none leans on the one before.
+
 `params/<notebook>/small/<name>.yaml` leads a notebook over a real loader. What the loader reads is laid out here: a few
 made-up images in the form in which a benchmark's archive unpacks (`tests/layouts.py`), a language model, a diffusion
 pipeline or a vision-language model of tiny random parts in the published formats (`tests/tiny_llm.py`,
 `tests/tiny_pipelines.py`, `tests/tiny_vlms.py`).
 """
 
+import itertools
 import logging
 import sys
 from pathlib import Path
 
+import nbformat
 import papermill
 
 from cilkit.workbook import parameters
@@ -25,7 +30,7 @@ MADE = "build/test/data/"  # where models are laid out
 
 
 def small_files() -> list[Path]:
-    return sorted(ROOT.glob("params/*/small/*.yaml"))
+    return sorted(ROOT.glob("params/[0-9]*/small/*.yaml"))  # those of sweeps are no notebook's
 
 
 def prepare(path: Path, folder: Path) -> Path:
@@ -49,7 +54,23 @@ def prepare(path: Path, folder: Path) -> Path:
     return prepared
 
 
+def chain(paths: list[Path], folder: Path) -> Path:
+    """The prepared notebooks `paths` of one notebook as one file in `folder`, one after the other."""
+    whole = nbformat.read(paths[0], as_version=4)
+    whole.cells = []
+    for number, path in enumerate(paths):
+        cells = nbformat.read(path, as_version=4).cells
+        for cell in cells:
+            cell.id = f"{number}-{cell.id}"[:64]
+        whole.cells += [nbformat.v4.new_markdown_cell(f"# {path.stem}"), *cells, nbformat.v4.new_code_cell("%reset -f")]
+    chained = folder / f"{paths[0].stem.rpartition('-')[0]}-small.ipynb"
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(whole, chained)
+    return chained
+
+
 if __name__ == "__main__":
     logging.getLogger("papermill").setLevel("ERROR")  # it reads annotations by a pattern that unions do not fit
-    for file in small_files():
-        print(prepare(file, Path(sys.argv[1])))
+    out = Path(sys.argv[1])
+    for _, files in itertools.groupby(small_files(), key=lambda file: file.parts[-3]):
+        print(chain([prepare(file, out.with_name("parts")) for file in files], out))
