@@ -133,10 +133,11 @@ def test_paradigms_has_every_paradigm_once_on_each_benchmark():
         assert any(spec.startswith("params/03_pretraining/") for spec in specs), "one foreseen backbone of our own"
 
 
-def test_premonition_s_arms_differ_in_the_backbone_alone():
+def test_premonition_s_arms_differ_in_the_backbone_and_random_weights_in_their_rates():
     cells = [cell for cell in expanded(FOLDER / "premonition.yaml")[0] if cell.labels["params"] == "food"]
-    rest = [{name: value for name, value in values_of(cell).items() if name != "backbone"} for cell in cells[:7]]
+    nothing, *rest = [{**values_of(cell), "backbone": ""} for cell in cells[:7]]
     assert all(one == rest[0] for one in rest) and rest[0]["benchmark"] == "food101"
+    assert {name for name in nothing if nothing[name] != rest[0][name]} == {"lr", "own"}
     made = {cell.labels["case"]: cell.given["backbone"] for cell in cells[:7]}
     painted = chain.loaded(HOME / made["painted"], MEMO)
     for case, changed in {
