@@ -22,21 +22,19 @@ from cilkit.workbook.ray_executor import RayExecutor
 def ray(tmp_path_factory):
     """One node with four made-up cores and two made-up GPUs, whose tasks have an artifacts folder of their own."""
     ray = pytest.importorskip("ray", reason="the extra [scale] is not installed")
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as short,
-    ):  # names of sockets have a limit
+    short = {"prefix": "r", "ignore_cleanup_errors": True}  # the names of Ray's sockets have a limit
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(**short) as folder:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("CILKIT_ARTIFACTS", str(tmp_path_factory.mktemp("node") / "artifacts"))
         options = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 80 << 20}
-        ray.init("local", num_cpus=4, num_gpus=2, _temp_dir=short, **options)
+        ray.init("local", num_cpus=4, num_gpus=2, _temp_dir=folder, **options)
         yield ray
         ray.shutdown()
 
 
 @pytest.fixture
 def home(ray, monkeypatch, tmp_path):
-    """The driver's artifacts folder."""
+    """(the driver's artifacts folder, that of the node)."""
     node = Path(os.environ["CILKIT_ARTIFACTS"])
     monkeypatch.setenv("CILKIT_ARTIFACTS", str(tmp_path / "home"))
     return tmp_path / "home", node
@@ -108,10 +106,11 @@ def test_how_a_job_ended_is_said(home, job, tmp_path):
     assert gone(int((tmp_path / "pid").read_text()))
 
 
-def test_room_is_what_is_not_taken_and_what_never_fits_is_said(home, job):
+def test_room_is_what_is_not_taken_and_what_never_fits_is_said(home, job, tmp_path):
     executor = RayExecutor(limit=3)
     try:
-        sleeping = job("sleeping", "import time\n\ntime.sleep(60)", cpus=1, gpus=1.0)
+        keeping = "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    open('kept', 'w').close()\n    raise"
+        sleeping = job("sleeping", f"import time\n\n{keeping}", cpus=1, gpus=1.0)
         executor.submit(sleeping, sleeping.given, 1)
         assert executor.room(Needs(cpus=3, gpus=1)) and not executor.room(Needs(cpus=3.5))
         assert not executor.room(Needs(gpus=2)) and executor.room(Needs(gpus=0.5))
@@ -131,6 +130,7 @@ def test_room_is_what_is_not_taken_and_what_never_fits_is_said(home, job):
         executor.close()
     assert {status.state for status in found.values()} == {"interrupted"}
     assert sleeping.output.is_file() and found["sleeping"].cell == 3 and "stopped by hand" in found["sleeping"].sentence
+    assert (tmp_path / "kept").exists()
     assert "before it began" in found["late"].sentence and not late.output.exists()
 
 
@@ -146,6 +146,7 @@ def made(stage, text, **inputs):
     return artifacts.obtain(stage, 1, {}, inputs, lambda work: artifacts.atomic_write(work.path / "text", text))
 
 
+@pytest.mark.slow  # the parts of it are tested in test_transfer.py
 def test_artifacts_are_fetched_before_a_job_and_taken_home_after_it(home, job):
     root, node = home
     realm = made("realm", "1")

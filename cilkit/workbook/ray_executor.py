@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -273,7 +275,9 @@ def _execute(home: Home, order: Order) -> dict[str, Any]:
             with _Ear(home, order.job.output, output if away else None) as ear:
                 for name, digest in order.reads.items() if away else ():
                     _fetch(home, name, digest, ear)
-                status = _run(home, order, output, away)
+                signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C means the driver, which tells us
+                with ThreadPoolExecutor(1, initializer=_hear_interrupts) as thread:
+                    status = thread.submit(_run, home, order, output, away).result()
             if away:
                 status.fingerprint["artifacts_root"] = order.now["artifacts_root"]  # where all of it lies from now on
                 write_status(output, status)
@@ -313,6 +317,11 @@ def _run(home: Home, order: Order, output: Path, away: bool) -> Status:
 
 def _reason(error: BaseException) -> str:
     return str(error) if isinstance(error, UserError | OSError) else f"{type(error).__name__}: {reason_of(error)}"
+
+
+def _hear_interrupts() -> None:
+    """Ray's processes block SIGINT, and so would the kernel that this thread starts: it could only be killed."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _now(notebook: Path, given: dict[str, Any]) -> dict[str, Any]:
