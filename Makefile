@@ -17,6 +17,8 @@ unexport PYTHONDONTWRITEBYTECODE
 export OMP_WAIT_POLICY ?= PASSIVE
 export OMP_NUM_THREADS ?= 1
 export JUPYTER_PREFER_ENV_PATH = 1
+# In the order of tests/longest_first.py, which xdist would change.
+TWO_AT_A_TIME = -n 2 --dist loadfile --no-loadscope-reorder
 # Tests of notebooks start from nothing and never touch the developer's artifacts.
 TEST_FOLDER = $(CURDIR)/build/test
 IN_TEST_FOLDER = CILKIT_ARTIFACTS="$(TEST_FOLDER)/artifacts" CILKIT_REPORT_DIR="$(TEST_FOLDER)/figures"
@@ -37,14 +39,14 @@ report: .venv/.ok
 test: lint test-units test-notebooks
 
 test-units: .venv/.all
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -p tests.longest_first tests $(TWO_AT_A_TIME) -m "not slow"
 
 test-notebooks: .venv/.all
 	rm -rf "$(TEST_FOLDER)"
 	mkdir -p "$(TEST_FOLDER)"
 	$(BIN)/python -m tests.small_notebooks "$(TEST_FOLDER)/notebooks"
-	$(IN_TEST_FOLDER) $(BIN)/python -m pytest -p tests.dead_kernels -p tests.live_endpoint -n 2 --dist loadfile \
-	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS) "$(TEST_FOLDER)/notebooks"
+	$(IN_TEST_FOLDER) $(BIN)/python -m pytest -p tests.longest_first -p tests.dead_kernels -p tests.live_endpoint \
+	  $(TWO_AT_A_TIME) --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS) "$(TEST_FOLDER)/notebooks"
 
 test-slow: .venv/.all
 	$(BIN)/python -m pytest tests -m slow
