@@ -20,6 +20,7 @@ import os
 import platform
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -230,14 +231,23 @@ def _read(folder: Path) -> Artifact:
             f"{folder / 'artifact.json'} cannot be read ({error}); delete the folder {folder.name} and run again"
         ) from error
     for file in artifact.files:
-        path = folder / file["path"]
-        if not path.is_file() or path.stat().st_size != file["bytes"]:
-            state = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
+        size = _size_of(f"{folder}/{file['path']}")
+        if size != file["bytes"]:
+            state = "is missing" if size is None else f"has {size} bytes"
             raise UserError(
                 f"{artifact.name}: {file['path']} {state}, {file['bytes']} bytes were written; "
                 f"delete the folder {folder} and run again, or restore the file"
             )
     return artifact
+
+
+def _size_of(path: str) -> int | None:
+    """Bytes of a file; None where there is none. A finished sweep asks for tens of thousands."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def find(stage: str, key: str, digest: str | None = None) -> Artifact | None:
@@ -259,6 +269,9 @@ def open_artifact(name: str | Path) -> Artifact:
     if (path / "artifact.json").is_file():
         return _read(path.absolute())
     stage, _, start = str(name).partition("/")
+    whole = root() / stage / start
+    if start and whole.suffix != ".part" and (whole / "artifact.json").is_file():
+        return _read(whole)
     folders = (root() / stage).glob(f"{start}*") if start else ()
     hits = sorted(p for p in folders if p.is_dir() and p.suffix != ".part")
     exact = [p for p in hits if p.name == start]

@@ -32,12 +32,18 @@ def fingerprint(notebook: dict, values: dict[str, Any], memo: chain.Memo | None 
     }
 
 
-def all_in_place(book: Path) -> bool:
-    """Whether the artifacts (with their digests), figures and tables that a run's `book.json` lists are still there."""
+def all_in_place(book: Path, seen: dict[str, str] | None = None) -> bool:
+    """Whether the artifacts (with their digests), figures and tables that a run's `book.json` lists are still there.
+
+    seen: name -> digest of artifacts that were found whole before, which are not looked at again; gets those found now.
+    """
+    seen = {} if seen is None else seen
     try:
         listed = json.loads(book.read_text())
         files = [entry["file"] for entry in [*listed["figures"], *listed["tables"]]]
-        same = [artifacts.open_artifact(entry["name"]).digest == entry["digest"] for entry in listed["artifacts"]]
+        for name in (entry["name"] for entry in listed["artifacts"]):
+            seen[name] = seen.get(name) or artifacts.open_artifact(name).digest
+        same = [seen[entry["name"]] == entry["digest"] for entry in listed["artifacts"]]
         return all(same) and all((book.parent / name).is_file() for name in files)
     except (OSError, ValueError, KeyError, UserError):
         return False

@@ -140,14 +140,14 @@ def lock_of(job: Job) -> Path:
 
 
 class Ledger:
-    """What is done, by the files that jobs leave; reads each notebook once.
+    """What is done, by the files that jobs leave; reads each notebook and artifact once.
 
     keep_stale: what earlier code or an earlier notebook made counts too, if parameters and inputs are the same.
     """
 
     def __init__(self, memo: chain.Memo | None = None, keep_stale: bool = False):
         self.memo, self.keep_stale = {} if memo is None else memo, keep_stale
-        self._expected: dict[str, dict] = {}
+        self._seen: dict[str, str] = {}  # artifacts that are whole
 
     def expected(self, job: Job, changed: dict[str, Any]) -> dict[str, Any]:
         """The fingerprint of a job that is up to date, with what a retry changed."""
@@ -167,7 +167,7 @@ class Ledger:
         if any(status.fingerprint.get(part) != expected[part] for part in (ASKED if self.keep_stale else expected)):
             return None
         status.skipped = True
-        return status if all_in_place(book_folder(job.output) / "book.json") else None
+        return status if all_in_place(book_folder(job.output) / "book.json", self._seen) else None
 
     def state(self, job: Job) -> tuple[str, Status | None]:
         """done, stale (of earlier code or parameters), running, stopped (its process is gone), failed …, to do."""

@@ -8,6 +8,7 @@ YAML 1.1, and `-p sizes "[1, 2]"` is a string on papermill's command line).
 
 import ast
 import difflib
+import functools
 import io
 import json
 import keyword
@@ -73,25 +74,30 @@ def declared(notebook: Path | str | dict) -> dict[str, Parameter]:
 
 def declared_in(source: str) -> dict[str, Parameter]:
     """The parameters that a parameters cell's source declares; imports and comments in it are passed over."""
+    return dict(_declared_in(source))
+
+
+@functools.lru_cache(maxsize=64)  # a sweep asks for the same few notebooks again and again
+def _declared_in(source: str) -> dict[str, Parameter]:
     found: dict[str, Parameter] = {}
     comments = _comments(source)
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             continue
-        line = ast.get_source_segment(source, statement)
+        line = functools.partial(ast.get_source_segment, source, statement)
         if isinstance(statement, ast.AnnAssign) and statement.value is not None:
             target, annotation = statement.target, ast.unparse(statement.annotation)
         elif isinstance(statement, ast.Assign) and len(statement.targets) == 1:
             target, annotation = statement.targets[0], None
         else:
-            raise UserError(f"parameters cell: `{line}` is not one `name: type = value`; move it to another cell.")
+            raise UserError(f"parameters cell: `{line()}` is not one `name: type = value`; move it to another cell.")
         try:
             default = ast.literal_eval(statement.value)
         except ValueError:
             default = None
             target = None
         if not isinstance(target, ast.Name):
-            raise UserError(f"parameters cell: `{line}` needs one name and a plain value (number, string, list …).")
+            raise UserError(f"parameters cell: `{line()}` needs one name and a plain value (number, string, list …).")
         if annotation is None:
             annotation = "Any" if default is None else type(default).__name__
         lines = range(statement.lineno, statement.end_lineno + 1)

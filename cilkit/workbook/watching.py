@@ -160,11 +160,11 @@ def watch(sweep: Path | str, seconds: float | None = None) -> None:
     """Look on at a sweep that runs elsewhere, until it is over (or for so many seconds): in a notebook a table that is
     drawn anew in its place, in a terminal the same in text. Interrupt to leave; the sweep goes on."""
     graph = build(Path(sweep))
-    draw = _canvas(graph.name)
+    draw, ledger = _canvas(graph.name), Ledger(graph.memo)
     until = None if seconds is None else time.monotonic() + seconds
     try:
         while True:
-            lines = look(graph)
+            lines = look(graph, ledger)
             draw(lines)
             if not is_open(lines):
                 return
