@@ -226,6 +226,8 @@ class RayExecutor:
             cause = getattr(error, "cause", None) or error
             if isinstance(cause, errors.OutOfMemoryError):
                 state, sentence = "memory", f"memory ran out on {self._words(node)}, so Ray ended the job."
+            elif isinstance(cause, errors.RaySystemError):  # such as a package that its worker does not find
+                state, sentence = "failed", f"Ray could not run it on {self._words(node)}: {reason_of(cause)}"
             elif isinstance(cause, errors.RayError):
                 gone = isinstance(cause, errors.NodeDiedError) or node not in self._alive()
                 if gone:  # which may come before the list of nodes says so
@@ -235,7 +237,7 @@ class RayExecutor:
                 state, sentence = "dead", f"{what} while the job ran ({type(cause).__name__})."
             else:
                 state, sentence = "failed", _reason(cause)
-            status = Status(state, shown(job.notebook), job.output.name, job.given)
+            status = Status(state, shown(job.notebook), job.output.name, job.given, sentence=sentence)
         left = read_status(job.output)
         if left is not None and left.state == "running":  # its last word, of a task that did not end by itself
             status = left if state else status
