@@ -1,5 +1,6 @@
 """What an accuracy costs: arms over seconds or bytes, and the front of those that no other arm beats at both."""
 
+import string
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -62,7 +63,7 @@ def accuracy_against(
     if len(front):
         x, y = [*front["cost"], most], [*front["value"], front["value"].iloc[-1]]
         axes.step(x, y, where="post", color="#666666", linewidth=1.3, label="front: no arm is better and cheaper")
-    for number, (letter, row) in enumerate(zip("abcdefghijklmnopqrstuvwxyz" * 9, table.itertuples(), strict=False)):
+    for number, (letter, row) in enumerate(zip(string.ascii_letters * 9, table.itertuples(), strict=False)):
         style = {"color": plotstyle.colour(number), "marker": plotstyle.MARKERS[number % 6], "linestyle": "none"}
         error = 0.0 if np.isnan(row.spread) else row.spread
         label = plotstyle.wrapped(f"{letter}  {row.arm}", 44)

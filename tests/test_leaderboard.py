@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from cilkit import fronts, metrics
 from cilkit.road.leaderboard import leaderboard
@@ -92,7 +93,10 @@ def test_axes_that_tell_arms_apart_split_lines_and_those_that_name_seeds_do_not(
         ("slow_rate 0.01", 3),
         ("slow_rate 0.1", 3),
     ]
-    assert lines_of(leaderboard(pd.DataFrame(rows), labels, quoted=quoted()), 1)["slca"].labels == ""
+    alone = leaderboard(pd.DataFrame(rows), labels, quoted=quoted()).boards[-1]
+    assert [line.labels for line in alone.lines] == ["slow_rate 0.1", ""]  # tells no run apart, but says which it is
+    same = {run["cell"]: {"slow_rate": "0.1"} for run in rows}
+    assert lines_of(leaderboard(pd.DataFrame(rows), same, quoted=quoted()), 1)["slca"].labels == ""
 
 
 def test_runs_that_nothing_tells_apart_stand_by_themselves(rows):
@@ -143,3 +147,15 @@ def test_a_picture_has_another_key_when_what_it_shows_is_another(rows):
     assert [p.name for p in moved.pictures] == [p.name for p in first.pictures]
     assert not {p.key for p in moved.pictures} & {p.key for p in first.pictures}
     assert first.pictures[0].draw().startswith(b"\x89PNG")
+
+
+def test_a_picture_of_many_arms_shows_the_best_and_the_front(monkeypatch):
+    table = pd.DataFrame([row("slca", 1993, 10.0 + k, backbone=f"b{k}", **{"bytes stored": 10**k}) for k in range(12)])
+    monkeypatch.setattr("cilkit.road.leaderboard.DRAWN", 3)
+    drawn = []
+    monkeypatch.setattr("cilkit.fronts.accuracy_against", lambda rows, *_, **__: drawn.append(rows) or Figure())
+    of_time, of_bytes = leaderboard(table, quoted=quoted()).boards[0].pictures
+    assert of_time.caption.endswith("the 3 best of 12 arms and the front.")
+    of_time.draw(), of_bytes.draw()
+    assert [len(rows) for rows in drawn] == [3, 12]  # every arm is as fast, none is as cheap as a worse one
+    assert drawn[0]["arm"].tolist() == ["slca · b11", "slca · b10", "slca · b9"]

@@ -23,6 +23,7 @@ ARM = ["learner", "head", "backbone"]
 FIGURES = ["last accuracy", "average incremental accuracy", "forgetting (max before last)"]
 QUOTED = {"last": "last accuracy", "average": "average incremental accuracy", "task_mean": "last accuracy (task mean)"}
 BASELINES = ("nearest_mean", "finetune")
+DRAWN = 24  # arms in one picture, so that its legend can be read
 SEED_WORDS = {"order_seed": "order", "seed_init": "initialisation", "seed_data": "data"}
 
 
@@ -43,10 +44,13 @@ def leaderboard(
     if table.empty:
         return Leaderboard([], published.HEADING)
     table = _completed(table)
-    table["labels"] = _telling_labels(table, labels or {})
+    labels = labels or {}
+    table["labels"] = _telling_labels(table, labels)
     quoted = published.table() if quoted is None else quoted
     wanted = (*baselines, *BASELINES)
-    boards = [_board(names, rows.copy(), table, wanted, quoted) for names, rows in table.groupby(GROUP, sort=True)]
+    boards = [
+        _board(names, rows.copy(), table, labels, wanted, quoted) for names, rows in table.groupby(GROUP, sort=True)
+    ]
     return Leaderboard(boards, published.HEADING)
 
 
@@ -83,7 +87,9 @@ def _telling_labels(table: pd.DataFrame, labels: Mapping[str, Mapping[str, str]]
     return pd.Series(words, index=table.index, dtype=object)
 
 
-def _board(names: tuple, rows: pd.DataFrame, table: pd.DataFrame, wanted: tuple, quoted: pd.DataFrame) -> Board:
+def _board(
+    names: tuple, rows: pd.DataFrame, table: pd.DataFrame, labels: Mapping, wanted: tuple, quoted: pd.DataFrame
+) -> Board:
     board = Board(*names, figures=FIGURES)
     rows["arm"] = rows[[*ARM, "labels"]].agg(" / ".join, axis=1)
     rows = rows[~rows.duplicated(["arm", *outcomes.SEEDS])]  # the same run, reached by two jobs
@@ -94,6 +100,7 @@ def _board(names: tuple, rows: pd.DataFrame, table: pd.DataFrame, wanted: tuple,
         line.difference = differences.get(arm, Measured(math.nan, math.nan, 0))
         line.quotes = _quotes(runs, line, quoted)
         board.lines.append(line)
+    _name_by_axes(board, labels)
     board.lines.sort(key=lambda line: (math.isnan(line.figures[0].mean), -line.figures[0].mean))
     classes = rows["classes"].dropna()
     if len(classes) and board.protocol in ("class", "domain"):
@@ -101,6 +108,25 @@ def _board(names: tuple, rows: pd.DataFrame, table: pd.DataFrame, wanted: tuple,
     board.joint = _joint(board, table)
     board.pictures = _pictures(board)
     return board
+
+
+def _name_by_axes(board: Board, labels: Mapping[str, Mapping[str, str]]) -> None:
+    """Say of each line what its sweep called it: values that all its runs share and other lines do not have.
+
+    A backbone's tag tells two trainings apart, "case foreseen" says which is which.
+    """
+    shared = []
+    for line in board.lines:
+        of_runs = [set(labels.get(run.cell, {}).items()) for run in line.runs]
+        shared.append(set.intersection(*of_runs))
+    for line, own in zip(board.lines, shared, strict=True):
+        known = {line.learner, line.backbone, board.benchmark}
+        words = [
+            f"{axis} {value}"
+            for axis, value in sorted(own)
+            if axis not in outcomes.SEEDS and value not in known and any((axis, value) not in other for other in shared)
+        ]
+        line.labels = ", ".join([*(word for word in words if word not in line.labels), *filter(None, [line.labels])])
 
 
 def _line(runs: pd.DataFrame) -> Line:
@@ -181,9 +207,12 @@ def _pictures(board: Board) -> list[Picture]:
         ]
         if len(rows) < 2:
             continue
+        front = fronts.on_front([row["cost"] for row in rows], [row["value"] for row in rows])
+        part = f"; the {DRAWN} best of {len(rows)} arms and the front" * (len(rows) > DRAWN)
+        rows = [row for place, row in enumerate(rows) if place < DRAWN or front[place]]
         text = f"{words} {board.title} {rows} {board.chance} {board.joint} {Path(fronts.__file__).read_text()}"
         key = hashlib.sha256(text.encode()).hexdigest()
-        caption = f"{board.title}: last accuracy against {words}; ± the standard deviation over runs."
+        caption = f"{board.title}: last accuracy against {words}; ± the standard deviation over runs{part}."
         found.append(Picture(f"front-{name}-{kind}", key, caption, _drawing(board, rows, words, ticks)))
     return found
 
