@@ -54,7 +54,10 @@ def accuracy_against(
     """
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    figure, axes = plotstyle.figure(8.2, max(4.0, 0.34 * len(table) + 0.9))  # the legend has to fit
+    letters = dict(zip(table.index, string.ascii_letters * 9, strict=False))
+    labels = {at: plotstyle.wrapped(f"{letters[at]}  {arm}", 52) for at, arm in table["arm"].items()}
+    height = 0.6 + 0.16 * sum(1.3 + label.count("\n") for label in labels.values())
+    figure, axes = plotstyle.figure(8.6, max(4.0, height))  # the legend has to fit
     paid = table["cost"][table["cost"] > 0]
     least = 10.0 ** np.floor(np.log10(paid.min())) if len(paid) else 1.0
     most = 10 * max(paid.max() if len(paid) else 1.0, least)
@@ -63,13 +66,12 @@ def accuracy_against(
     if len(front):
         x, y = [*front["cost"], most], [*front["value"], front["value"].iloc[-1]]
         axes.step(x, y, where="post", color="#666666", linewidth=1.3, label="front: no arm is better and cheaper")
-    for number, (letter, row) in enumerate(zip(string.ascii_letters * 9, table.itertuples(), strict=False)):
+    for number, row in enumerate(table.itertuples()):
         style = {"color": plotstyle.colour(number), "marker": plotstyle.MARKERS[number % 6], "linestyle": "none"}
         error = 0.0 if np.isnan(row.spread) else row.spread
-        label = plotstyle.wrapped(f"{letter}  {row.arm}", 44)
-        axes.errorbar(place[row.Index], row.value, error, capsize=3, markersize=6, label=label, **style)
+        axes.errorbar(place[row.Index], row.value, error, capsize=3, markersize=6, label=labels[row.Index], **style)
         at = (place[row.Index], row.value)
-        axes.annotate(letter, at, (4, 4), textcoords="offset points", fontsize=8, weight="bold")
+        axes.annotate(letters[row.Index], at, (4, 4), textcoords="offset points", fontsize=8, weight="bold")
     axes.set_xscale("log")
     axes.set_xlim(least / 5 if (table["cost"] <= 0).any() else least / 1.5, most)
     ticks = 10.0 ** np.arange(np.log10(least), np.log10(most) + 1e-9)

@@ -23,7 +23,7 @@ ARM = ["learner", "head", "backbone"]
 FIGURES = ["last accuracy", "average incremental accuracy", "forgetting (max before last)"]
 QUOTED = {"last": "last accuracy", "average": "average incremental accuracy", "task_mean": "last accuracy (task mean)"}
 BASELINES = ("nearest_mean", "finetune")
-DRAWN = 24  # arms in one picture, so that its legend can be read
+DRAWN = 16  # arms in one picture, so that its legend can be read
 SEED_WORDS = {"order_seed": "order", "seed_init": "initialisation", "seed_data": "data"}
 
 
@@ -98,6 +98,7 @@ def _board(
     for arm, runs in rows.groupby("arm", sort=False):
         line = _line(runs)
         line.difference = differences.get(arm, Measured(math.nan, math.nan, 0))
+        line.default = bool(runs["default head"].iloc[0])
         line.quotes = _quotes(runs, line, quoted)
         board.lines.append(line)
     _name_by_axes(board, labels)
@@ -163,7 +164,7 @@ def _differences(rows: pd.DataFrame, baseline: str) -> dict[str, Measured | None
 
 def _quotes(runs: pd.DataFrame, line: Line, quoted: pd.DataFrame) -> list[Quote]:
     """Numbers of others for this learner on this benchmark; they are of its default head, so no other shows them."""
-    if quoted.empty or not runs["default head"].iloc[0]:
+    if quoted.empty or not line.default:
         return []
     learner = "joint" if runs["stream"].iloc[0].startswith("joint") else line.learner
     fitting = quoted[(quoted["learner"] == learner) & (quoted["benchmark"] == runs["benchmark"].iloc[0])]
@@ -189,7 +190,7 @@ def _joint(board: Board, table: pd.DataFrame) -> float:
 
 
 def _pictures(board: Board) -> list[Picture]:
-    """Accuracy against seconds and against bytes, of the arms whose cost was noted."""
+    """Accuracy against seconds and against bytes, of default heads whose cost was noted."""
     from cilkit import fronts
 
     kinds = {
@@ -203,7 +204,7 @@ def _pictures(board: Board) -> list[Picture]:
             {"arm": _name(line, board), "cost": getattr(line, cost), "value": line.figures[0].mean}
             | {"spread": line.figures[0].spread}
             for line in board.lines
-            if not math.isnan(getattr(line, cost)) and not math.isnan(line.figures[0].mean)
+            if line.default and not math.isnan(getattr(line, cost)) and not math.isnan(line.figures[0].mean)
         ]
         if len(rows) < 2:
             continue
@@ -212,7 +213,9 @@ def _pictures(board: Board) -> list[Picture]:
         rows = [row for place, row in enumerate(rows) if place < DRAWN or front[place]]
         text = f"{words} {board.title} {rows} {board.chance} {board.joint} {Path(fronts.__file__).read_text()}"
         key = hashlib.sha256(text.encode()).hexdigest()
-        caption = f"{board.title}: last accuracy against {words}; ± the standard deviation over runs{part}."
+        caption = (
+            f"{board.title}: last accuracy of default heads against {words}; ± the standard deviation over runs{part}."
+        )
         found.append(Picture(f"front-{name}-{kind}", key, caption, _drawing(board, rows, words, ticks)))
     return found
 

@@ -65,6 +65,7 @@ class Line:
     runs: list[RunRow]
     difference: Measured | None = None  # to the baseline, ± half the 95 % t interval over pairs; None: is the baseline
     quotes: list[Quote] = field(default_factory=list)
+    default: bool = True  # its head is its learner's own, and stands in the pictures
 
     @property
     def name(self) -> str:
