@@ -26,10 +26,24 @@ def connect(ray: Any, address: str) -> bool:
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers
     try:
-        ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=False)
+        try:
+            _init(ray, address)
+        except Exception:
+            if address:
+                raise
+            ray.shutdown()
+            _init(ray, address)  # Ray gives itself 30 s to start, which a busy machine may miss once
     except Exception as error:  # a client raises many unrelated classes
+        if not address:
+            raise UserError(
+                f"Ray did not start on this machine ({reason_of(error)}): try again when it is less busy."
+            ) from None
         raise UserError(
             f"no Ray cluster answers at {address!r} ({reason_of(error)}); start one with `ray start --head`, or leave "
             "the address empty to use this machine"
         ) from None
     return True
+
+
+def _init(ray: Any, address: str) -> None:
+    ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=False)
