@@ -139,7 +139,7 @@ def compare(
     shared = [column for column in over if column in table]
     if not shared:
         raise UserError(f"the table has none of the columns {', '.join(over)}; name in `over` what a pair shares.")
-    unit = table[shared].astype(str).agg(", ".join, axis=1)
+    unit = table[shared].astype(object).fillna("").astype(str).agg(", ".join, axis=1)  # a seed not noted is one too
     long = pd.DataFrame({"arm": arm, "unit": unit, "value": table[value]}).dropna(subset=["value"])
     if (twice := long.duplicated(["arm", "unit"])).any():
         arm, unit = long.loc[twice, ["arm", "unit"]].iloc[0]

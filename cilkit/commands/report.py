@@ -14,7 +14,10 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     from cilkit.road.gathering import write_result
+    from cilkit.road.leaderboard import of_home
     from cilkit.workbook.report import make_report
 
-    entries = make_report(options.plan, workers=options.workers, again=options.again, finish=write_result)
+    entries = make_report(
+        options.plan, workers=options.workers, again=options.again, finish=write_result, leaderboard=of_home
+    )
     return int(not all(entry.status.ok for entry in entries))

@@ -154,8 +154,7 @@ def _differences(rows: pd.DataFrame, baseline: str) -> dict[str, Measured | None
         arms = same.loc[same["learner"] == baseline, "arm"]
         if arms.empty or same[FIGURES[0]].isna().all():
             continue
-        noted = same.assign(**{name: same[name].astype(object).fillna("") for name in outcomes.SEEDS})
-        compared = outcomes.compare(noted, FIGURES[0], by="arm", baseline=arms.iloc[0])
+        compared = outcomes.compare(same, FIGURES[0], by="arm", baseline=arms.iloc[0])
         for line in compared.to_dict("records"):
             found[line["arm"]] = Measured(line["difference"], line["difference_half_width"], line["pairs"])
         found[arms.iloc[0]] = None

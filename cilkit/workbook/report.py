@@ -57,6 +57,7 @@ def make_report(
     home: Path | None = None,
     log: Callable[[str], None] = print,
     finish: Callable[[Path], None] | None = None,
+    leaderboard: Callable[[Path], Any] | None = None,
 ) -> list[Entry]:
     """Run the plan and write `reports/site` in the repository (`home`); returns the entries with their statuses.
 
@@ -77,7 +78,7 @@ def make_report(
     with sole_maker(reports / ".report.lock", "the report"):
         problem = _run(entries, workers, again, log, finish)
         shown_in_order = sorted(entries, key=lambda entry: (entry.notebook.name, entry.params or ""))
-        index = build_site(shown_in_order, reports / "site")
+        index = build_site(shown_in_order, reports / "site", leaderboard(home) if leaderboard else None)
     log(f"{shown(index)} written, {time.monotonic() - begun:.1f} s in all")
     if problem is not None:
         raise problem
