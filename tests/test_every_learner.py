@@ -2,6 +2,7 @@
 
 import gc
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,10 +26,14 @@ SELDOM = {name for name in ALL if name.endswith("+synthetic_replay")} - OFTEN
 EACH = [pytest.param(name, marks=pytest.mark.slow) if name in SELDOM else name for name in ALL]
 
 
-def learnt(name, stream, **changes):
-    learner = tiny.case(name, **changes)
-    incremental.run_stream(learner, stream, None)
-    return learner
+@pytest.fixture(scope="module", params=EACH)
+def whole(request, tmp_path_factory):
+    """One undisturbed run of each learner, over tasks of different sizes, for all the tests that look at it."""
+    stream, learner = tiny.stream(increments=[1, 3, 2]), tiny.case(request.param)
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    incremental.run_stream(learner, stream, folder)
+    forwarded = Counter(learner.backbone.forwarded)  # before anybody asks it for more
+    return SimpleNamespace(name=request.param, stream=stream, learner=learner, folder=folder, forwarded=forwarded)
 
 
 def once(name):
@@ -36,10 +41,8 @@ def once(name):
     return {"epochs": 1} if "epochs" in learners.settings(name, {}) else {}
 
 
-@pytest.mark.parametrize("name", EACH)
-def test_an_answer_does_not_depend_on_the_other_images_of_its_batch(name):
-    stream = tiny.stream()[:2]
-    learner, images = learnt(name, stream), stream.test_after(stream[1])
+def test_an_answer_does_not_depend_on_the_other_images_of_its_batch(whole):
+    learner, images = whole.learner, whole.stream.test_after(whole.stream[2])
     wholes = learner.predict(images).heads
     shuffle = np.random.default_rng(0).permutation(len(images))
     for size, order in ((1, np.arange(len(images))), (7, np.arange(len(images))), (128, shuffle)):
@@ -51,36 +54,28 @@ def test_an_answer_does_not_depend_on_the_other_images_of_its_batch(name):
             assert np.allclose(logits, wholes[head][order], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", EACH)
-def test_a_run_killed_after_every_epoch_ends_in_the_same_bytes(name, tmp_path):
-    stream = tiny.stream()
-    incremental.run_stream(tiny.case(name), stream, tmp_path / "whole")
-
+def test_a_run_killed_after_every_epoch_ends_in_the_same_bytes(whole, tmp_path):
     def stop(moment):
         raise KeyboardInterrupt
 
     for _ in range(20):
         try:
-            incremental.run_stream(
-                tiny.case(name), stream, tmp_path / "part", scratch=tmp_path / "scratch", on_moment=stop, every=0
-            )
+            again, options = tiny.case(whole.name), {"scratch": tmp_path / "scratch", "on_moment": stop, "every": 0}
+            incremental.run_stream(again, whole.stream, tmp_path / "part", **options)
             break
         except Stopped as stopped:
             assert "kept in" in str(stopped)
     else:
         raise AssertionError("an interrupted run does not go on where it was")
-    assert payload(tmp_path / "part") == payload(tmp_path / "whole")
+    assert payload(tmp_path / "part") == payload(whole.folder)
 
 
 def payload(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", EACH)
-def test_the_images_forwarded_are_those_declared(name):
-    stream = tiny.stream(increments=[1, 3, 2])
-    learner = learnt(name, stream)
-    assert Counter(learner.declared(stream)) == learner.backbone.forwarded
+def test_the_images_forwarded_are_those_declared(whole):
+    assert Counter(whole.learner.declared(whole.stream)) == whole.forwarded
 
 
 @pytest.mark.parametrize("name", EACH)
