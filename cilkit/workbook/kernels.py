@@ -14,6 +14,12 @@ from pathlib import Path
 from typing import Any
 
 GRACE = 15.0  # seconds that an interrupted kernel gets to finish what it keeps
+# A kernel ends when it sees that its parent is gone, unless that was killed before it first looked and somebody else
+# than init has adopted it (a desktop's systemd, a cluster's step daemon): so it looks once more, before its first cell.
+ALONE = (
+    "--IPKernelApp.exec_lines=None if __import__('psutil').pid_exists({0}) and "
+    "__import__('psutil').Process({0}).status() != 'zombie' else __import__('os')._exit(1)"
+)
 PERIOD = 1.0  # seconds between two looks at a kernel's memory and time
 
 
@@ -110,6 +116,8 @@ def kernel_class(
             source, sink = os.pipe()
             threading.Thread(target=_pass_on, args=[source, says], daemon=True, name="cilkit-lines").start()
             try:
+                if self.ipykernel:
+                    kwargs["extra_arguments"] = [*kwargs.get("extra_arguments", ()), ALONE.format(os.getpid())]
                 await super().start_kernel(**kwargs, env=environment, cwd=str(folder), stdout=sink, stderr=sink)
             finally:
                 os.close(sink)
