@@ -64,6 +64,7 @@ class Home:
     """What a task knows of the driver."""
 
     node: str  # Ray's name of it
+    folder: Path  # in which the driver runs, by which it knows its repository
     root: Path  # of the artifacts
     fetched: bool
     finish: str  # "module:function", called with the book folder of a job that ended well; "" for none
@@ -107,7 +108,7 @@ class RayExecutor:
         self._ours = clusters.connect(self._ray, address)
         home = self._ray.get_runtime_context().get_node_id()
         bell = self._ray.remote(Bell).options(num_cpus=0, **_at(home)).remote()
-        self._home = Home(home, folder, artifacts == "fetched", finish or "", bell)
+        self._home = Home(home, Path.cwd(), folder, artifacts == "fetched", finish or "", bell)
         self._running: dict[Any, tuple[Job, str]] = {}  # Ray's reference -> (job, node)
         self._same, self._lost, self._seen, self._looked = {home}, set(), {}, -FRESH
 
@@ -272,6 +273,8 @@ def _execute(home: Home, order: Order) -> dict[str, Any]:
     node = ray.get_runtime_context().get_node_id()
     with _rooted(_root(home, node)) as root, tempfile.TemporaryDirectory(prefix="ck") as folder:
         away = home.fetched and (node, root) != (home.node, home.root)
+        if not away:
+            os.chdir(home.folder)  # what the notebook names is found, and its files digested, as in the driver
         output = Path(folder) / "cells" / order.job.output.name if away else order.job.output
         try:
             with _Ear(home, order.job.output, output if away else None) as ear:
