@@ -133,9 +133,10 @@ class Driver:
             self._release(entry)
             self._end(entry, "done" if ended.ok else "failed", ended, quietly=ended.ok)
             return
-        entry.state, entry.attempt, entry.was_ours = "running", entry.attempt + 1, True
-        self.log(f"{self._clock()}  {entry.job.name}: started ({entry.job.label})")
+        entry.attempt, entry.was_ours = entry.attempt + 1, True
         self.executor.submit(entry.job, entry.job.given | (entry.changed or {}), entry.attempt)
+        entry.state = "running"  # not before it is handed over: an interrupt here must not leave us waiting for it
+        self.log(f"{self._clock()}  {entry.job.name}: started ({entry.job.label})")
 
     def _ended_elsewhere(self, entry: Entry) -> Status | None:
         """What came out of a job that we hold now, where it has ended without us."""

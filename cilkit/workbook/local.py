@@ -64,6 +64,8 @@ class LocalExecutor:
 
     def finished(self, timeout: float) -> list[tuple[Job, Status]]:
         found = []
+        if self._stopping:
+            interrupt_all(self._stopping)  # again and again: a kernel may only now be starting
         try:
             found.append(self._ended.get(timeout=timeout))
             while not self._ended.empty():
