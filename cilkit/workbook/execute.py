@@ -165,6 +165,8 @@ def _prepare(output: Path, status: Status) -> None:
     status.started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
     output.unlink(missing_ok=True)
     shutil.rmtree(book_folder(output), ignore_errors=True)
+    for leftover in output.parent.glob(f".{glob.escape(output.stem)}.*.tmp"):
+        leftover.unlink(missing_ok=True)  # half a file of a process that was killed
     write_status(output, status)
 
 
