@@ -1,5 +1,6 @@
 """Sweeps that are killed, starved and started twice end in the bytes of one that was left alone."""
 
+import ctypes
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from cilkit.artifacts import sha256_of
 
 LIMIT = 300  # seconds until a sweep counts as stuck
 GONE = 20  # seconds until a kernel without a driver counts as an orphan; it looks every second
-LEFTOVERS = (".lock", ".tmp", ".claim", ".guard")
+LEFTOVERS = (".lock", ".tmp")
 
 MICRO = '''
 """What the notebooks of this house make: small artifacts in pieces, each kept when their maker is killed."""
@@ -327,6 +328,23 @@ def test_killed_at_random_moments(house, grid, number):
         house.finish(driver)
     assert house.is_empty() and house.snapshot() == grid
     nothing_ran_twice(house, *finished)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets others than init adopt a process")
+@pytest.mark.parametrize("pause", [0, 0.3, 0.6, 1])
+def test_a_kernel_whose_driver_dies_while_it_starts_ends_whoever_adopts_it(house, pause):
+    adopt = lambda yes: ctypes.CDLL(None).prctl(36, yes, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    try:
+        adopt(1)
+        driver = house.start("few")
+        wait_for(house.kernels, driver)
+        time.sleep(pause)
+        driver.kill()
+        driver.wait()
+        assert house.is_empty()
+    finally:
+        adopt(0)
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,10 +13,10 @@ from houses import BOOK, house, notebook, sweep
 from cilkit import artifacts
 from cilkit.cli import main
 from cilkit.workbook import graph as graphs
-from cilkit.workbook import watching
+from cilkit.workbook import local, watching
 from cilkit.workbook.estimates import Cost, Estimates, in_all
 from cilkit.workbook.execute import Status, book_folder, read_status, write_status
-from cilkit.workbook.jobs import Job
+from cilkit.workbook.jobs import Job, Needs
 
 CELL = """import os
 from pathlib import Path
@@ -98,7 +100,10 @@ def test_the_next_time_what_is_done_is_skipped_and_with_resume_what_failed_as_we
 
 def test_a_part_of_it_may_be_chosen_and_run_again(swept):
     assert cilkit("--only", "what=killed,large") == (0, cilkit("--only", "what=killed,large")[1])
+    output = swept.jobs["what fine"].output
+    (output.parent / f".{output.stem}.status.json.0123.tmp").touch()  # of a driver that was killed while it wrote
     code, said = cilkit("--only", "what=fine", "--again")
+    assert not list(output.parent.glob(".*.tmp"))
     assert code == 0 and said.count("started") == 1 and "x: 1 of 1 done" in said
 
 
@@ -123,6 +128,26 @@ def test_a_job_is_given_what_differs_from_the_defaults_and_in_their_types(swept,
         (home / "params/02_images/letters.yaml").write_text(f"per_class: {written}\n")
         jobs = graphs.build(sweep(home, "notebook: notebooks/04_run.ipynb")).jobs
         assert jobs[0].given == given  # so its status has the same, whichever sweep or file asked for it
+
+
+def test_a_job_that_is_only_starting_is_interrupted_as_well(monkeypatch):
+    """An interrupt finds no kernel before there is one: it is given again."""
+    heard = []
+
+    def starting(*arguments, **options):
+        while len(heard) < 2:
+            time.sleep(0.01)
+        return Status("interrupted", "n", "o")
+
+    monkeypatch.setattr(local, "run_notebook", starting)
+    monkeypatch.setattr(local, "interrupt_all", heard.append)
+    executor, found = local.LocalExecutor(1), []
+    executor.submit(Job("a", Path("a.ipynb"), {}, Path("b.ipynb"), needs=Needs(gpus=0)), {}, 1)
+    executor.stop()
+    while not found:
+        found = executor.finished(0.1)
+    executor.close()
+    assert found[0][1].state == "interrupted" and set(heard) == {"interrupted"}
 
 
 # ---------------------------------------------------------------- the table
