@@ -1,6 +1,7 @@
 """Sweeps that are killed, starved and started twice end in the bytes of one that was left alone."""
 
 import ctypes
+import functools
 import json
 import os
 import random
@@ -334,9 +335,9 @@ def test_killed_at_random_moments(house, grid, number):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets others than init adopt a process")
 @pytest.mark.parametrize("pause", [0, 0.3, 0.6, 1])
 def test_a_kernel_whose_driver_dies_while_it_starts_ends_whoever_adopts_it(house, pause):
-    adopt = lambda yes: ctypes.CDLL(None).prctl(36, yes, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    adopt = functools.partial(ctypes.CDLL(None).prctl, 36)  # PR_SET_CHILD_SUBREAPER
     try:
-        adopt(1)
+        adopt(1, 0, 0, 0)
         driver = house.start("few")
         wait_for(house.kernels, driver)
         time.sleep(pause)
@@ -344,7 +345,7 @@ def test_a_kernel_whose_driver_dies_while_it_starts_ends_whoever_adopts_it(house
         driver.wait()
         assert house.is_empty()
     finally:
-        adopt(0)
+        adopt(0, 0, 0, 0)
 
 
 @pytest.mark.slow
