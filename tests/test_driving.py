@@ -209,6 +209,8 @@ def test_a_sweep_ends_when_it_is_decided_but_only_after_whole_seeds(graph):
     assert states(driver)["backbone none, order_seed 3"] == "not needed"
     assert not [label for label in executor.begun if label.endswith("3")]
     assert any("4 cells seen" in line for line in driver.said) and any("decided" in line for line in driver.said)
+    again = Pretend()  # and is not begun anew by the next one
+    assert drive(graph, again, decided=decided).run() and again.begun == []
 
 
 def test_an_interrupt_starts_nothing_more_and_keeps_what_is_done(graph):

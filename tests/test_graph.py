@@ -1,6 +1,8 @@
 """A sweep as a graph: what comes before what, what is one job, and when a job counts as done."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 from houses import house, notebook, sweep
@@ -8,7 +10,7 @@ from houses import house, notebook, sweep
 from cilkit import locks
 from cilkit.errors import UserError
 from cilkit.workbook import graph as graphs
-from cilkit.workbook.execute import Status, book_folder, write_status
+from cilkit.workbook.execute import Status, book_folder, read_status, write_status
 
 TEXT = "notebook: notebooks/04_run.ipynb\naxes: {backbone: [none, params/03_backbone/birds.yaml]}\n"
 TEXT += "seeds: {order_seed: [1, 2]}"
@@ -40,10 +42,13 @@ def test_last_ones_come_after_all_others(home):
 
 def test_a_name_follows_the_content_and_nothing_else(home):
     before = {job.label: job.name for job in graphs.build(sweep(home, TEXT)).jobs}
-    (home / "params/03_backbone/birds.yaml").write_text("# a word\nepochs: 3.0\n")
-    (home / "params/03_backbone/birds.yaml").rename(home / "params/03_backbone/vögel.yaml")
+    (home / "params/03_backbone/vögel.yaml").write_text("# a word\nepochs: 3.0\n")
     renamed = graphs.build(sweep(home, TEXT.replace("birds.yaml", "vögel.yaml"), "y"))
     assert {job.name for job in renamed.jobs} == set(before.values())
+    ledger, first = graphs.Ledger(), graphs.build(sweep(home, TEXT))
+    for job in first.jobs:
+        twin = next(one for one in renamed.jobs if one.name == job.name)
+        assert ledger.expected(job, {}) == ledger.expected(twin, {})  # neither sweep finds the other's job stale
     (home / "params/02_images/letters.yaml").write_text("per_class: 8\n")  # two notebooks up
     after = {
         job.label.replace("vögel", "birds"): job.name
@@ -99,6 +104,10 @@ def test_done_is_what_the_files_say(home):
     (book_folder(job.output) / "a.png").unlink()
     assert ledger.done(job) is None
     (book_folder(job.output) / "a.png").touch()
+    shutil.rmtree(book_folder(job.output))
+    assert ledger.done(job) is None
+    write_status(job.output, replace(read_status(job.output), book=False))  # of a notebook that keeps no book
+    assert ledger.done(job) is not None
     notebook(
         home, "04_run", 'learner: str = "finetune"\norder_seed: int = 1\nbackbone: str = "none"', "print('changed')"
     )

@@ -85,14 +85,14 @@ def digest_of(path: Path, memo: Memo, below: tuple[Path, ...] = ()) -> str:
 def key_of(notebook: Path, values: dict[str, Any], memo: Memo, below: tuple[Path, ...] = ()) -> str:
     """sha256 of a notebook's name, its resolved parameters and the content of all that they name."""
     named = {text: digest_of(path, memo, below) for text, path in sorted(files_named(values))}
-    content = artifacts.canonical([notebook.stem, _without_paths(values, named), sorted(named.values())])
+    content = artifacts.canonical([notebook.stem, without_paths(values, named), sorted(named.values())])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _without_paths(value: Any, named: dict[str, str]) -> Any:
+def without_paths(value: Any, named: dict[str, str]) -> Any:
     """The same values with the digests of files in place of their names: a renamed file is the same file."""
     if isinstance(value, dict):
-        return {name: _without_paths(item, named) for name, item in value.items()}
+        return {name: without_paths(item, named) for name, item in value.items()}
     if isinstance(value, list):
-        return [_without_paths(item, named) for item in value]
+        return [without_paths(item, named) for item in value]
     return named.get(value, value) if isinstance(value, str) else value

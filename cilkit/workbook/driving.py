@@ -78,6 +78,8 @@ class Driver:
         try:
             for needs in {entry.job.needs for entry in self._in("waiting")}:
                 self.executor.room(needs)  # what can never run is said before anything is
+            if self.decided is not None:
+                self._ask()  # it may be enough already
             while not all(entry.state in OVER for entry in self.entries.values()):
                 try:
                     self._turn()

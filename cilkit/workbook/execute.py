@@ -58,6 +58,7 @@ class Status:
     pid: int | None = None  # of the process that executed it
     device: str | None = None  # CUDA_VISIBLE_DEVICES as the kernel got it
     changed: dict[str, Any] = field(default_factory=dict)  # parameters that a retry gave another value
+    book: bool = True  # whether it left a book.json; a notebook without `cilkit.start()` leaves none
     skipped: bool = False  # nothing had changed since an earlier run that was ok
 
     @property
@@ -127,7 +128,7 @@ def run_notebook(
     now = fingerprint(notebook, values)
     before = read_status(output)
     unchanged = before is not None and before.ok and before.fingerprint == now and output.is_file()
-    if unchanged and not again and all_in_place(book_folder(output) / "book.json"):
+    if unchanged and not again and in_place(output, before):
         before.skipped = True
         return before
     status = Status("running", shown(path), output.name, values, notes=notes, fingerprint=now, commit=commit())
@@ -156,9 +157,14 @@ def run_notebook(
                 status.state, status.sentence = "interrupted", "the process that executed the notebook was stopped."
             if part.is_file():
                 os.replace(part, output)
-            status.left = None
+            status.left, status.book = None, (book_folder(output) / "book.json").is_file()
             write_status(output, status)
     return status
+
+
+def in_place(output: Path, status: Status, seen: dict[str, str] | None = None) -> bool:
+    """Whether what a run left and used is still there; `seen` as in `all_in_place`."""
+    return output.is_file() and (not status.book or all_in_place(book_folder(output) / "book.json", seen))
 
 
 def _prepare(output: Path, status: Status) -> None:

@@ -21,11 +21,12 @@ def fingerprint(notebook: dict, values: dict[str, Any], memo: chain.Memo | None 
     """Digests of a notebook's cells, its parameters, all that they lead to (`chain`), and the code below it."""
     memo = {} if memo is None else memo
     every = {name: parameter.default for name, parameter in parameters.declared(notebook).items()} | values
+    named = {text: chain.digest_of(path, memo) for text, path in sorted(chain.files_named(every))}
     cells = [[c["cell_type"], c["source"], sorted(c.get("metadata", {}).get("tags", []))] for c in notebook["cells"]]
     return {
         "cells": _digest(cells),
-        "parameters": _digest(values),
-        "files": {text: chain.digest_of(path, memo) for text, path in sorted(chain.files_named(every))},
+        "parameters": _digest(chain.without_paths(every, named)),
+        "files": sorted(named.values()),
         "code": code_digest(),
         "versions": versions(),
         "artifacts_root": _digest(str(artifacts.root())),

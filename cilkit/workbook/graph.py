@@ -16,8 +16,8 @@ from typing import Any
 from cilkit import artifacts, locks
 from cilkit.errors import UserError
 from cilkit.workbook import chain
-from cilkit.workbook.execute import Status, book_folder, read_status
-from cilkit.workbook.fingerprint import all_in_place, fingerprint
+from cilkit.workbook.execute import Status, in_place, read_status
+from cilkit.workbook.fingerprint import fingerprint
 from cilkit.workbook.jobs import Job, Needs
 from cilkit.workbook.start import shown
 from cilkit.workbook.sweepfile import SweepFile, read_sweep
@@ -161,13 +161,13 @@ class Ledger:
     def done(self, job: Job) -> Status | None:
         """The status of a job that is finished and up to date."""
         status = read_status(job.output)
-        if status is None or not status.ok or not job.output.is_file():
+        if status is None or not status.ok:
             return None
         expected = self.expected(job, status.changed)
         if any(status.fingerprint.get(part) != expected[part] for part in (ASKED if self.keep_stale else expected)):
             return None
         status.skipped = True
-        return status if all_in_place(book_folder(job.output) / "book.json", self._seen) else None
+        return status if in_place(job.output, status, self._seen) else None
 
     def state(self, job: Job) -> tuple[str, Status | None]:
         """done, stale (of earlier code or parameters), running, stopped (its process is gone), failed …, to do."""
