@@ -40,15 +40,25 @@ SHOWN = {
 
 
 def collect() -> pd.DataFrame:
-    """The runs of all cells that are done, but for upper lines and for runs cut short to check something."""
+    """The runs of all cells that are done, but for upper lines and for runs cut short to check something. A run that
+    several cells share stands in each."""
     table, parts = cilkit.results(), []
+    table = table[(table["stream"] == "tasks") & (table["classes"] == 10)]
     for sweep in SWEEPS:
         content = json.loads((ROOT / "reports" / "sweeps" / f"small-{sweep}" / "sweep.json").read_text())
-        words = {job["name"]: _words(job["labels"]) for job in content["jobs"] if job["labels"]}
-        part = table[table["cell"].isin(words.keys()) & (table["stream"] == "tasks") & (table["classes"] == 10)]
-        cells = pd.Categorical(part["cell"].map(words), list(dict.fromkeys(words.values())))  # in the file's order
-        parts.append(part.assign(sweep=sweep, arm=part.apply(_arm, axis=1), cell=cells).sort_values(KEYS))
-    return pd.concat([part[COLUMNS] for part in parts]).assign(machine=real_runs.machine())
+        jobs = [job for job in content["jobs"] if job["labels"]]
+        order = {_words(job["labels"]): place for place, job in reversed(list(enumerate(jobs)))}  # the file's
+        cells = [table[table["artifact"].isin(_runs(job))].assign(cell=_words(job["labels"])) for job in jobs]
+        part = pd.concat(cells).assign(sweep=sweep)
+        part["arm"] = part.apply(_arm, axis=1)
+        parts.append(part.sort_values(KEYS, key=lambda column: column.map(order) if column.name == "cell" else column))
+    return pd.concat(parts)[COLUMNS].assign(machine=real_runs.machine())
+
+
+def _runs(job: dict) -> list[str]:
+    """The names of the runs that a finished job lists."""
+    result = json.loads((ROOT / job["output"]).with_suffix("").joinpath("result.json").read_text())
+    return [run["artifact"] for run in result["runs"]]
 
 
 def _words(labels: dict[str, str]) -> str:
