@@ -26,6 +26,7 @@ def study():
 
 
 TABLES = {
+    "sweep_tables": ["small_sweeps"],
     "study": ["study", "pairs", "replay", "reference"],
     "real_runs": ["real", "upper", "short_side"],
     "every_learner": ["every_conv", "every_transformer", "drift"],
