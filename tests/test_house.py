@@ -121,8 +121,8 @@ def test_rooms_stay_small():
     # The aim was 8,000 for the road and its methods. On top came twenty real benchmarks, three toolboxes' files, more
     # learners, live language models, painting on many machines with what curates and repairs it, and then seven
     # learners from scratch, four plug-ins that replay, and the networks and generators that they need; then a
-    # classifier that writes, with vision-language models of transformers taken apart for it; then sweeps, their results,
-    # packages and pages.
+    # classifier that writes, with vision-language models of transformers taken apart for it; then sweeps, their
+    # results, packages and pages.
     assert sum(lengths.values()) <= 22100
 
 
