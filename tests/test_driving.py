@@ -203,9 +203,9 @@ def test_a_sweep_ends_when_it_is_decided_but_only_after_whole_seeds(graph):
         asked.append(len(names))
         return len(names) >= 4, [f"{len(names)} cells seen"]
 
-    executor = Pretend()
-    driver = drive(graph, executor, decided=decided)
-    assert driver.run() and asked == [2, 4]
+    executor, at = Pretend(), []
+    driver = drive(graph, executor, decided=decided, enough=at.append)
+    assert driver.run() and asked == [2, 4] and at == [1]
     assert states(driver)["backbone none, order_seed 3"] == "not needed"
     assert not [label for label in executor.begun if label.endswith("3")]
     assert any("4 cells seen" in line for line in driver.said) and any("decided" in line for line in driver.said)

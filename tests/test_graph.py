@@ -11,6 +11,7 @@ from cilkit import locks
 from cilkit.errors import UserError
 from cilkit.workbook import graph as graphs
 from cilkit.workbook.execute import Status, book_folder, read_status, write_status
+from cilkit.workbook.watching import is_open, look
 
 TEXT = "notebook: notebooks/04_run.ipynb\naxes: {backbone: [none, params/03_backbone/birds.yaml]}\n"
 TEXT += "seeds: {order_seed: [1, 2]}"
@@ -133,3 +134,12 @@ def test_a_saved_sweep_lists_its_jobs(home):
     assert saved["sweep"] == "params/sweeps/x.yaml" and len(saved["jobs"]) == 6
     assert saved["jobs"][0]["labels"] == {"backbone": "none", "order_seed": "1"}
     assert saved["jobs"][0]["output"] == f"reports/cells/{graph.jobs[0].name}.ipynb"
+
+
+def test_who_looks_on_sees_what_a_decided_sweep_does_not_need(home):
+    graph = graphs.build(sweep(home, TEXT))
+    graphs.save(graph)
+    assert {line.state for line in look(graph)} == {"to do"} and is_open(look(graph))
+    graphs.save(graph, enough=0)
+    spare = {line.job.label for line in look(graph) if line.state == "not needed"}
+    assert spare == {"backbone none, order_seed 2", "backbone birds, order_seed 2"}

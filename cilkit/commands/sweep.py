@@ -38,21 +38,18 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.watch:
         watch(options.file)
         return 0
-    graph = graphs.build(options.file)
-    if options.only:
-        graph = graph.only(options.only)
-    if options.dry_run:
-        return _dry_run(graph, options)
-    return _run(graph, options)
+    whole = graphs.build(options.file)
+    graph = whole.only(options.only) if options.only else whole
+    return _dry_run(graph, options) if options.dry_run else _run(graph, whole, options)
 
 
-def _run(graph: Any, options: argparse.Namespace) -> int:
+def _run(graph: Any, whole: Any, options: argparse.Namespace) -> int:
     from cilkit.workbook import graph as graphs
     from cilkit.workbook.driving import Driver
     from cilkit.workbook.watching import Screen, lines_of, summary
 
     ledger = graphs.Ledger(graph.memo, options.keep_stale)
-    graphs.save(graph)
+    graphs.save(whole)  # a page shows all of it, whatever is run now
     screen = Screen(graph.name)
     executor, cards = _executor(options)
     for job in graph.jobs:
@@ -70,6 +67,7 @@ def _run(graph: Any, options: argparse.Namespace) -> int:
         log=screen.log,
         look=screen,
         decided=decided,
+        enough=lambda seed: graphs.save(whole, seed),
         again=options.again,
         keep_failed=options.resume,
     )

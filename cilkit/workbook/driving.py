@@ -50,6 +50,7 @@ class Driver:
     decided: called after each whole seed with the names of the cells that are done; (True, …) ends the sweep there.
     again:   run also what is done. keep_failed: what failed by its own fault, unchanged since, is not tried again.
     look:    called in every turn, to draw a table; log: gets a line for each event.
+    enough:  called with the place of the seed after which it was decided.
     """
 
     def __init__(
@@ -63,10 +64,11 @@ class Driver:
         again: bool = False,
         keep_failed: bool = False,
         look: Callable[[Driver], None] | None = None,
+        enough: Callable[[int], Any] | None = None,
     ):
         self.entries = {job.name: Entry(job) for job in jobs}
         self.executor, self.ledger = executor, ledger or Ledger()
-        self.log, self.decided, self.look = log, decided, look
+        self.log, self.decided, self.look, self.enough = log, decided, look, enough
         self.again, self.keep_failed = again, keep_failed
         self.begun, self.stopped, self.full, self.asked = time.monotonic(), False, "", set()
 
@@ -195,6 +197,8 @@ class Driver:
             for sentence in sentences:
                 self.log(f"{self._clock()}  {sentence}")
             if enough:
+                if self.enough is not None:
+                    self.enough(seed)
                 self.log(f"{self._clock()}  decided: no further seeds are needed")
                 for entry in self._in("waiting"):
                     if entry.job.labels and entry.job.rank[0] > seed:

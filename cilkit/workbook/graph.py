@@ -114,8 +114,11 @@ class _Builder:
         return list(done.values())
 
 
-def save(graph: Graph) -> Path:
-    """What a sweep consists of, for pages and for people who look on: `reports/sweeps/<name>/sweep.json`."""
+def save(graph: Graph, enough: int | None = None) -> Path:
+    """What a sweep consists of, for pages and for people who look on: `reports/sweeps/<name>/sweep.json`.
+
+    enough: the place of the seed after which it was decided, so that cells of later ones are not needed.
+    """
     jobs = [
         {
             "name": job.name,
@@ -124,12 +127,22 @@ def save(graph: Graph) -> Path:
             "labels": job.labels,
             "given": job.given,
             "after": job.after,
+            "needed": enough is None or not job.labels or job.rank[0] <= enough,
             "output": shown(job.output),
         }
         for job in graph.jobs
     ]
     content = {"sweep": shown(graph.path) if graph.path else graph.name, "decide": graph.decide, "jobs": jobs}
     return artifacts.write_json(sweep_folder(graph.name) / "sweep.json", content)
+
+
+def not_needed(name: str) -> set[str]:
+    """The jobs that the saved sweep was decided without; none where it was not, or was never started."""
+    try:
+        saved = json.loads((sweep_folder(name) / "sweep.json").read_text(encoding="utf-8"))
+        return {job["name"] for job in saved["jobs"] if not job["needed"]}
+    except (OSError, ValueError, KeyError):
+        return set()
 
 
 # ---------------------------------------------------------------- what is done

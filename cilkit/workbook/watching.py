@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from cilkit.progress import left
 from cilkit.workbook.execute import Status
-from cilkit.workbook.graph import Graph, Ledger, build
+from cilkit.workbook.graph import Graph, Ledger, build, not_needed
 from cilkit.workbook.jobs import Job
 
 if TYPE_CHECKING:
@@ -54,8 +54,9 @@ class Line:
 
 def look(graph: Graph, ledger: Ledger | None = None) -> list[Line]:
     """How each job stands by its files."""
-    ledger = ledger or Ledger(graph.memo)
-    return [Line(job, *ledger.state(job)) for job in graph.jobs]
+    ledger, spare = ledger or Ledger(graph.memo), not_needed(graph.name)
+    found = [Line(job, *ledger.state(job)) for job in graph.jobs]
+    return [Line(x.job, "not needed", None) if x.job.name in spare and x.state == "to do" else x for x in found]
 
 
 def lines_of(driver: Driver) -> list[Line]:
