@@ -19,7 +19,10 @@ import psutil
 import pytest
 from houses import BOOK, notebook
 
+import cilkit
 from cilkit.artifacts import sha256_of
+
+PACKAGE = Path(cilkit.__file__).parent.parent
 
 LIMIT = 300  # seconds until a sweep counts as stuck
 GONE = 20  # seconds until a kernel without a driver counts as an orphan; it looks every second
@@ -134,6 +137,7 @@ class House:
 
     def start(self, name: str, *options: str) -> subprocess.Popen:
         environment = os.environ | {"CILKIT_ARTIFACTS": f"{self.folder}/artifacts", "RUNS_NOTED": str(self.noted)}
+        environment["PYTHONPATH"] = str(PACKAGE)  # the house's own folder `cilkit` is only a mark
         command = [sys.executable, "-P", "-m", "cilkit.cli", "sweep", f"params/sweeps/{name}.yaml", *options]
         with open(self.log, "ab") as log:
             return subprocess.Popen(
@@ -426,6 +430,7 @@ def test_a_ray_node_that_is_lost_costs_only_its_running_cells(house, grid, monke
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RUNS_NOTED", str(house.noted))
+    monkeypatch.setenv("PYTHONPATH", str(PACKAGE))
     node = {"num_cpus": 2, "object_store_memory": 80 << 20}
     with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as short:  # names of sockets have a limit
         head = node | {"include_dashboard": False, "temp_dir": short}
