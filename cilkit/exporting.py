@@ -7,6 +7,7 @@ the number of runs: mean ± sample standard deviation over class orders and seed
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 import os
@@ -63,7 +64,7 @@ def methods(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 def _telling(table: pd.DataFrame, by: list[str]) -> list[str]:
     """The columns that tell runs of the same seeds apart: those asked for, else the fewest and coarsest."""
     names, unit = by or ["learner"], ["on", "kind", *[name for name in outcomes.SEEDS if name in table]]
-    table = table.astype(str)
+    table = table.astype(object).where(table.notna(), "").astype(str)
     while (doubled := table[table.duplicated([*names, *unit], keep=False)]).size:
         left = [name for name in ("head", "backbone", "protocol", *_right_of(table), "artifact") if name in {*table}]
         groups = doubled.groupby([*names, *unit])
@@ -71,8 +72,21 @@ def _telling(table: pd.DataFrame, by: list[str]) -> list[str]:
         if by or not left:
             told = f"; they differ in {', '.join(left)}" if left else ""
             raise UserError(f"{doubled[names[0]].iloc[0]} has several runs of the same seeds{told}: name more in --by")
-        names = [*names, min(left, key=lambda name: (name == "artifact", table[name].nunique()))]
+
+        names = [*names, min(left, key=functools.partial(_rank, doubled, [*names, *unit]))]
     return names
+
+
+def _rank(doubled: pd.DataFrame, names: list[str], name: str) -> tuple:
+    """Smaller is better: what a person reads first, then what leaves fewest runs under one name, then coarse ones."""
+    nested = bool(doubled[name].str.startswith(("{", "[")).any())
+    return (
+        name == "artifact",
+        name.startswith("input: "),
+        nested,
+        doubled.duplicated([*names, name]).sum(),
+        doubled[name].nunique(),
+    )
 
 
 def _right_of(table: pd.DataFrame) -> list[str]:
@@ -90,8 +104,9 @@ def _named(line: dict, asked: bool) -> str:
 
 
 def _text(value: object) -> str:
-    """A whole number as such: a column with gaps holds floats."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    """A whole number as such (a column with gaps holds floats), a parameter file by its name."""
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return Path(text).stem if text.endswith((".yaml", ".yml")) else text
 
 
 def _is(value: object) -> bool:

@@ -51,6 +51,15 @@ def test_what_tells_runs_of_the_same_seeds_apart_names_the_method():
         summary(rows(), values=["accuracy"])
 
 
+def test_the_name_is_what_a_person_reads_and_seeds_that_were_not_noted_do_not_hide_it():
+    files = [f"params/03_pretraining/{name}.yaml" for name in ("birds", "cars", "food")]
+    told = [
+        {"own": f'{{"slca": {k}}}', "half": k % 2, "order_seed": None, "images": name} for k, name in enumerate(files)
+    ]
+    found = summary(*(rows(**one) for one in told))
+    assert list(found.index) == ["slca / images birds", "slca / images cars", "slca / images food"]
+
+
 def test_ways_to_cut_a_benchmark_stand_apart_and_a_joint_run_beside_each():
     found = summary(rows(), rows(increments="100 + 10 × 10"), rows(stream="joint", increments="200", values=(80.0,)))
     assert list(dict.fromkeys(on for on, *_ in found)) == ["cub200, 10 × 20", "cub200, 100 + 10 × 10"]
