@@ -3,6 +3,7 @@
 import argparse
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def _run(graph: Any, whole: Any, options: argparse.Namespace) -> int:
     if graph.decide:
         from cilkit.road.gathering import decide
 
-        decided = lambda names: decide(names, graph.decide)  # noqa: E731
+        decided = partial(decide, spec=graph.decide)
     driver = Driver(
         graph.jobs,
         executor,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cilkit.progress import left
-from cilkit.workbook.execute import Status
+from cilkit.workbook.execute import Status, read_status
 from cilkit.workbook.graph import Graph, Ledger, build, not_needed
 from cilkit.workbook.jobs import Job
 
@@ -61,8 +61,6 @@ def look(graph: Graph, ledger: Ledger | None = None) -> list[Line]:
 
 def lines_of(driver: Driver) -> list[Line]:
     """How each job stands in a driver's eyes; where a running one is, its file knows."""
-    from cilkit.workbook.execute import read_status
-
     found = []
     for entry in driver.entries.values():
         failed = entry.state == "failed" and entry.status is not None
