@@ -37,7 +37,6 @@ ASSETS = Path(cilkit.__file__).parent / "assets" / "site"
 TITLE = "Class-incremental learning with generative models"
 WORKERS = 2  # processes that convert a sweep's notebooks
 FEW = 32  # so many are converted before processes would have started
-UNDER_WAY = ("running", "waiting")
 LEFT = ("status.json", "result.json", "book.json")  # shown as they are beside a run's page
 
 
