@@ -10,7 +10,8 @@ The plan is a YAML list (`params/report.yaml`; without it every notebook runs on
 
 Outputs are `reports/runs/<name>.ipynb`, `<name>.status.json` and the folder `<name>/` with its figures and tables. A
 run whose notebook, parameters, code and input artifacts are unchanged is not executed again. Each kernel is a process
-of its own with its part of the cores; the driver is one process, so papermill is imported once, and not at all without need.
+of its own with its part of the cores; the driver is one process, so papermill is imported once, and not at all without
+need.
 """
 
 import time
