@@ -1,0 +1,1 @@
+"""Views for JupyterLab, each with a picture for where nobody can click."""
