@@ -47,7 +47,7 @@ def sheet(name: str) -> str:
 
 
 class View(_Live):
-    """A widget. A subclass sets `_esm = script(name)`, `_css = sheet(name)` and defines `still`, `words`, `answer_…`."""
+    """A widget. A subclass sets `_esm = script(name)`, `_css = sheet(name)` and has `still`, `words` and `answer_…`."""
 
     def __init__(self, **traits: Any) -> None:
         super().__init__(**traits)
