@@ -91,3 +91,15 @@ def references(axes: "Axes", chance: Mapping[float, float] | float | None, joint
 def legend_beside(axes: "Axes", reverse: bool = False) -> None:
     """The legend right of the panel, where it hides nothing."""
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, reverse=reverse)
+
+
+def style_of(name: str) -> dict[str, str]:
+    """What a learner or an arm of this name is drawn with in every figure: {"color", "marker", "linestyle"}."""
+    import zlib
+
+    number = zlib.crc32(name.lower().encode())
+    return {
+        "color": COLOURS[number % 6],
+        "marker": MARKERS[number // 6 % 6],
+        "linestyle": ("-", "--", "-.", ":")[number // 36 % 4],
+    }
