@@ -8,7 +8,7 @@ import pytest
 import cilkit
 from cilkit import incremental
 from cilkit.errors import UserError
-from cilkit.road import learning
+from cilkit.road import assembling
 from cilkit.synthesis.generators import EMBEDDED
 
 RUN = {"arch": "resnet10t", "model_args": {"channels": [8, 8, 16, 16], "stem_width": 8, "stem_type": ""}}
@@ -34,7 +34,7 @@ def painted():
 
 
 def again(painted, **changes):
-    return learning._repainter(painted.artifact, "", "cpu", **changes)
+    return assembling.repainter(painted.artifact, "", "cpu", **changes)
 
 
 def test_of_the_same_classes_and_seed_they_are_the_same_images(painted):
@@ -64,7 +64,7 @@ def test_what_is_kept_is_the_generators_weights_and_the_prompts(painted):
 
 
 def test_a_run_paints_for_every_task_and_goes_on_to_the_same_bytes(painted, stream, monkeypatch):
-    asked, paint = [], learning._repainter(painted.artifact, "", "cpu").__class__.paint
+    asked, paint = [], assembling.repainter(painted.artifact, "", "cpu").__class__.paint
 
     def noted(self, names, per_class, seed):
         found = paint(self, names, per_class, seed)
@@ -119,9 +119,9 @@ def test_a_generator_in_a_folder_is_found_by_it_and_must_be_the_same(painted, tm
     realm = cilkit.foresee("handwritten characters", classes=10)
     own = cilkit.paint(realm, generator=str(copy), per_class=1, batch_size=4, steps=2, style="plain", workers=1)
     with pytest.raises(UserError, match="'mine' is unknown.*give its folder as `generator`"):
-        learning._repainter(own.artifact, "", "cpu")
-    found = learning._repainter(own.artifact, str(copy), "cpu").paint(own.class_names, 1, seed=0)
+        assembling.repainter(own.artifact, "", "cpu")
+    found = assembling.repainter(own.artifact, str(copy), "cpu").paint(own.class_names, 1, seed=0)
     assert np.array_equal(found.images(), own.images())
     (copy / "more.json").write_text("{}")
     with pytest.raises(UserError, match="is not the one that painted"):
-        learning._repainter(own.artifact, str(copy), "cpu")
+        assembling.repainter(own.artifact, str(copy), "cpu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 from collections.abc import Sequence
@@ -11,15 +10,14 @@ from typing import Any
 import numpy as np
 
 from cilkit import artifacts
-from cilkit import precision as numbers
 from cilkit.errors import UserError, near_name
 from cilkit.progress import Progress
-from cilkit.road.inputs import device_of, input_of, placed, threads_set_to, upstream, verb_of, with_artifact
+from cilkit.road.assembling import PARTS, RUN_VERSION, Makings, found_features
+from cilkit.road.inputs import device_of, threads_set_to, upstream, verb_of, with_artifact
 from cilkit.road.weights import Weights
 
 # Parts of the keys: raise one when the same parameters come to mean another payload.
-RUN_VERSION, PROBE_VERSION, REFERENCE_VERSION = 3, 1, 1
-PARTS = ("train", "test")
+PROBE_VERSION, REFERENCE_VERSION = 1, 1
 REAL = "real:"  # before the name of a benchmark, whose training images are taken for images
 SMALL = 32  # pixels on a side, above which raw pixels are no sensible features
 
@@ -101,66 +99,25 @@ def run(
     compile:  `torch.compile`: a minute at the start, then faster steps whose rounding differs.
     hyper:    the learner's own parameters; an unknown name stops before anything is computed.
     """
-    from cilkit import learners
     from cilkit.runs import Run
 
     weights = Weights(backbone, arch, model_args, seed_init)
-    inputs = {"benchmark": stream.benchmark.artifact, **weights.inputs}
-    if images is not None:
-        images = _images_of(images)
-        inputs["images"] = images.artifact
-    name = learner if isinstance(learner, str) else learner.__name__
-    settings = learners.settings(learner, hyper)
-    if images is not None and learners.paints_itself(learner):
-        raise UserError(f"{name} trains a generator of its own; leave `images` out")
-    writing = None
-    if learners.writes(learner):
-        from cilkit.road.aligning import Writing
-
-        writing = Writing(captioner, text_encoder, weights)
-        inputs |= writing.inputs
-    elif captioner is not None:
-        raise UserError(f"{name} writes nothing; leave `captioner` out")
-    found = {}
-    numbers.check(precision)
-    if learners.find(learner).always_frozen(settings):  # its features are made once for all such runs
-        parts = PARTS[:1] if stream.split else PARTS  # a validation split holds out training images
-        found = _found_features(stream.benchmark, parts, weights, settings, threads, device, precision)
-    inputs |= {f"features_{part}": artifact for part, artifact in found.items()}
-    identity = {
-        "learner": name,
-        "source": "" if isinstance(learner, str) else _source_digest(learner),
-        "hyper": settings,
-        "stream": stream.identity(),
-        **weights.identity,
-        "seed_init": seed_init,
-        "seed_data": seed_data,
-        "threads": threads,
-        "precision": precision,
-        "compile": compile,
-        "keep": sorted(keep),
-        "look_ahead": look_ahead,
-        **(writing.identity if writing else {}),
-    }
+    painted = None if images is None else _images_of(images)
+    chance = {"seed_init": seed_init, "seed_data": seed_data}
+    numerics = {"threads": threads, "precision": precision, "compile": compile, "device": device}
+    makings = Makings(
+        learner, stream, weights, hyper, painted, captioner, text_encoder, generator, **chance, **numerics
+    )
+    identity = makings.identity | {"keep": sorted(keep), "look_ahead": look_ahead}
 
     def make(work: artifacts.Work) -> None:
         from cilkit import incremental
         from cilkit.phases import Phases
-        from cilkit.road.features import opened
 
         with threads_set_to(threads):
-            network = numbers.prepare(weights.load().to(device_of(device)), precision, compile)
-            extra = {} if images is None else {"images": images}
-            extra |= writing.load(network, precision) if writing else {}
-            if learners.paints_itself(learner):
-                extra["images"] = _own_painter(settings, network.device)
-            elif images is not None and settings.get("repaint"):
-                extra["images"] = _repainter(images.artifact, generator, str(network.device))
-            made = learners.create(learner, network, seed_init=seed_init, seed_data=seed_data, **extra, **hyper)
-            if found:
-                made.find({getattr(stream.benchmark, part).source.key: opened(a) for part, a in found.items()})
-            progress = Progress(f"{name} on {stream.benchmark.name}, order {stream.order_seed}")
-            phases = Phases(str(network.device))
+            made = makings.create()
+            progress = Progress(f"{makings.name} on {stream.benchmark.name}, order {stream.order_seed}")
+            phases = Phases(str(made.backbone.device))
             incremental.run_stream(
                 made,
                 stream,
@@ -171,36 +128,9 @@ def run(
                 on_moment=progress,
                 phases=phases,
             )
-            work.measure(phases=phases.table(), device=str(network.device))
+            work.measure(phases=phases.table(), device=str(made.backbone.device))
 
-    return Run(artifacts.obtain("run", RUN_VERSION, identity, inputs, make))
-
-
-def _own_painter(settings: dict[str, Any], device):
-    """The generator that a learner trains, by its parameters `painter_…`."""
-    from cilkit.synthesis.classwise import Classwise
-
-    start = "painter_"
-    return Classwise(device=device, **{k.removeprefix(start): v for k, v in settings.items() if k.startswith(start)})
-
-
-def _repainter(made: artifacts.Artifact, generator: str, device: str):
-    """What painted an image set, to paint its classes again from other seeds; every setting as it was."""
-    from cilkit.synthesis import load_generator
-    from cilkit.synthesis.repainting import Repainter
-
-    if "generator_digest" not in made.identity:
-        raise UserError(f"{made.name} was not painted here, or is curated; repaint needs the set as it was painted")
-    was = made.identity
-    settings = {} if was["generator"] == "font-renderings" else was["settings"]  # which it cannot be told
-    try:
-        painter = load_generator(placed(generator or was["generator"]), **settings, device=device)
-    except UserError as error:
-        raise UserError(f"{error}; to paint {made.name} again, give its folder as `generator`") from error
-    if painter.digest != was["generator_digest"]:
-        raise UserError(f"generator {painter.id} is not the one that painted {made.name}; give its folder")
-    how = {name: was[name] for name in ("batch_size", "style", "long_prompts")}
-    return Repainter(input_of(made, "realm"), painter, **how)
+    return Run(artifacts.obtain("run", RUN_VERSION, identity, makings.inputs, make))
 
 
 @verb_of("04_slca")
@@ -381,7 +311,7 @@ def reference(
     made = {}
     if weights is not None:
         settings = {"recipe": recipe, "image_size": image_size}
-        made = _found_features(stream.benchmark, PARTS, weights, settings, threads, device)
+        made = found_features(stream.benchmark, PARTS, weights, settings, threads, device)
 
     def make(work: artifacts.Work) -> None:
         from cilkit import analysis
@@ -399,16 +329,6 @@ def reference(
     inputs |= {f"features_{part}": artifact for part, artifact in made.items()}
     artifact = artifacts.obtain("reference", REFERENCE_VERSION, identity, inputs, make)
     return json.loads(artifact.file("reference.json").read_text())
-
-
-def _found_features(
-    benchmark, parts, weights: Weights, settings: dict, threads: int, device: str, precision: str = "float32"
-) -> dict:
-    """Part -> the artifact of its features behind these weights, found or made."""
-    from cilkit.road.features import features
-
-    recipe, size = settings.get("recipe", "none"), settings.get("image_size", 0)
-    return {part: features(benchmark, part, weights, recipe, size, threads, device, precision) for part in parts}
 
 
 def _pixels(images) -> np.ndarray:
@@ -431,12 +351,3 @@ def _features(network, images, settings: dict):
 
     recipe = transforms.recipe(settings.get("recipe", "none"), network.input, settings.get("image_size", 0))
     return backbones.extract(network, images, "probe", recipe)
-
-
-def _source_digest(learner: type) -> str:
-    try:
-        return hashlib.sha256(inspect.getsource(learner).encode()).hexdigest()
-    except (OSError, TypeError) as error:
-        raise UserError(
-            f"the source text of {learner.__name__} is not to be had, so its runs could not be told apart"
-        ) from error
