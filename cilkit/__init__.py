@@ -18,6 +18,8 @@ _HOME = {
     ),
     **dict.fromkeys(["from_params", "parameters_of"], "road"),
     "results": "road.gathering",
+    "choose": "road.choosing",
+    "gap": "road.gaps",
     "start": "workbook.start",
     "watch": "workbook.watching",
     "Run": "runs",

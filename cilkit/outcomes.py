@@ -76,7 +76,7 @@ def row(
     kind = stream.get("kind", "") + ", validation" * bool(stream.get("split"))
     line |= {"stream": kind, "backbone": run.backbone_tag, "order_seed": stream.get("order_seed")}
     line |= {name: run.settings.get(name) for name in SEEDS[1:]}
-    line |= {"tasks": run.n_tasks, "classes": len(run.class_names), "increments": _increments(run.increments)} | known
+    line |= {"tasks": run.n_tasks, "classes": len(run.class_names), "increments": increments(run.increments)} | known
     if groups is not None:
         last, of_class = run.class_accuracy(head)[-1], np.array([groups.get(name, "") for name in run.class_names])
         line |= {f"last accuracy, {g}": float(np.nanmean(last[of_class == g])) for g in sorted({*groups.values()})}
@@ -173,9 +173,9 @@ def _costs(run: Run) -> dict[str, float]:
     return costs
 
 
-def _increments(increments: Sequence[int]) -> str:
+def increments(sizes: Sequence[int]) -> str:
     """[50, 10, 10, 10] -> "50 + 3 × 10"."""
-    runs = [(size, len(list(same))) for size, same in groupby(increments)]
+    runs = [(size, len(list(same))) for size, same in groupby(sizes)]
     return " + ".join(f"{size}" if times == 1 else f"{times} × {size}" for size, times in runs)
 
 
