@@ -127,6 +127,16 @@ def load(
     facts = json.loads(artifact.file("benchmark.json").read_text())
     if not facts["complete"] and not partial:
         raise UserError(f"{home} held only a part of {entry.title}; complete it, or load it with partial=True.")
+    return opened(artifact, name)
+
+
+def opened(artifact: artifacts.Artifact, name: str) -> Benchmark:
+    """The benchmark that an artifact holds, by the name it was loaded with. Its raw files are not looked for."""
+    if name in embedded.RECIPES:
+        train, test = (open_set(artifact.path / part, classes=embedded.NAMES) for part in PARTS)
+        source = embedded.RECIPES[name][1]
+        return Benchmark(name, train, test, source, embedded.LICENCE, embedded.CITATION, artifact, name)
+    entry, facts = _find(name, "")[0], json.loads(artifact.file("benchmark.json").read_text())
     train, test = (cache.open(artifact.path / part, facts["class_names"]) for part in PARTS)
     source = ", ".join(filter(None, [entry.title, facts["split"]]))
     whole, skipped = facts["complete"] and not facts["skipped"], facts["skipped"]
@@ -134,10 +144,9 @@ def load(
 
 
 def _embedded(name: str) -> Benchmark:
-    build, source, identity = embedded.RECIPES[name]
-    artifact = artifacts.obtain("benchmark", 1, {"name": name, **identity}, {}, lambda work: build(work.path))
-    train, test = (open_set(artifact.path / part, classes=embedded.NAMES) for part in PARTS)
-    return Benchmark(name, train, test, source, embedded.LICENCE, embedded.CITATION, artifact, name)
+    build, _, identity = embedded.RECIPES[name]
+    made = artifacts.obtain("benchmark", 1, {"name": name, **identity}, {}, lambda work: build(work.path))
+    return opened(made, name)
 
 
 # ---------------------------------------------------------------- where the raw files are

@@ -326,3 +326,24 @@ class Stream:
             "kind": self.kind,
             "split": None if self.split is None else list(self.split),
         } | ({"shots": self.shots} if self.shots else {})
+
+    @classmethod
+    def of_identity(cls, identity: dict, benchmark: Benchmark) -> "Stream":
+        """The stream that `identity()` told of, on its benchmark. UserError where it comes out as another."""
+        protocol, listed, sizes = identity["protocol"], identity["order"], list(identity["increments"])
+        rest = len(benchmark.class_names) - sum(sizes)  # of a stream's first tasks: classes that they leave out
+        tasks = len(sizes) if rest or protocol == "domain" and identity["kind"] != "joint" else None
+        if listed is not None:
+            names = benchmark.domain_names if protocol == "domain" else benchmark.class_names
+            places = range(len(names)) if protocol == "class" else np.unique(benchmark.train.domains).tolist()
+            listed = tuple(names[place] for place in [*listed, *(p for p in places if p not in listed)])
+        made = cls(
+            benchmark, identity["order_seed"], [*sizes, rest] if rest else sizes, identity["kind"],
+            tuple(identity["split"]) if identity["split"] else None, protocol, listed, tasks, identity.get("shots", 0),
+        )  # fmt: skip
+        if made.identity() != identity:
+            raise UserError(
+                f"the stream of {identity['benchmark']!r} cannot be cut as it was: {identity} comes out as "
+                f"{made.identity()}; is it the same benchmark?"
+            )
+        return made
