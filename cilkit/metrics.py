@@ -272,6 +272,56 @@ def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95)
     return mean_interval(np.asarray(a, float) - np.asarray(b, float), level)
 
 
+def wilcoxon_p(differences: Sequence[float]) -> float:
+    """Two-sided p of Wilcoxon's signed ranks, that paired differences are symmetric about 0; NaN without any but 0."""
+    from scipy.stats import wilcoxon
+
+    values = np.asarray(differences, float)
+    return float(wilcoxon(values).pvalue) if len(values) and values.any() else float("nan")
+
+
+def sign_test_p(differences: Sequence[float]) -> float:
+    """Two-sided p of the sign test, that a paired difference is as often above 0 as below; NaN without any but 0."""
+    from scipy.stats import binomtest
+
+    values = np.asarray(differences, float)
+    above, n = int((values > 0).sum()), int((values != 0).sum())
+    return float(binomtest(above, n).pvalue) if n else float("nan")
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Spearman's rank correlation and its two-sided p; NaN where one of the two does not vary.
+
+    Up to 8 pairs p is the share of all orders of y whose correlation is at least as far from 0 (exact); above, scipy's
+    t approximation, which calls a perfect correlation of any three pairs certain.
+    """
+    from itertools import permutations
+
+    from scipy.stats import rankdata, spearmanr
+
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan"), float("nan")
+    if len(x) > 8:
+        found = spearmanr(x, y)
+        return float(found.statistic), float(found.pvalue)
+    a, b = (ranks - ranks.mean() for ranks in (rankdata(x), rankdata(y)))
+    products = np.array(list(permutations(b))) @ a  # (n!,), each over one constant
+    return float(a @ b / np.sqrt(a @ a * (b @ b))), float(np.mean(np.abs(products) >= abs(a @ b) - 1e-9))
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """p values corrected for there being several, float64 (n,): max over smaller p_(i) of (m - i) p_(i), at most 1.
+
+    Holm 1979. p_(0) <= p_(1) <= … are the m values that are not NaN, which stay NaN and do not count.
+    """
+    p_values = np.asarray(p_values, float)
+    found, order = np.full(len(p_values), np.nan), np.argsort(p_values)  # NaN comes last
+    order = order[: int((~np.isnan(p_values)).sum())]
+    found[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)))
+    return found
+
+
 # ---------------------------------------------------------------- helpers
 
 

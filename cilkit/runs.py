@@ -18,6 +18,7 @@ import numpy as np
 
 from cilkit import metrics, outputs
 from cilkit.errors import UserError
+from cilkit.outputs import TOP
 from cilkit.outputs import Outputs as Outputs
 from cilkit.outputs import Scores as Scores
 
@@ -114,12 +115,31 @@ class Run:
         """Outputs after each task, in order."""
         return (self.outputs(t) for t in range(self.n_tasks))
 
-    def scores(self, t: int, head: str) -> Scores:
-        """What the metrics need of a head after task t, from its logits or from its compact file."""
+    def scores(self, t: int, head: str, top: int = TOP) -> Scores:
+        """What the metrics need of a head after task t, from its logits or from its compact file.
+
+        top: classes an image whose logits are found where whole logits were kept, see `Scores.of`.
+        """
         self.check_head(head)
         if (self._after(t) / f"scores_{head}.npy").exists():
             return Scores.load(self._after(t), head)
-        return Scores.of(self._array(t, f"logits_{head}"), self.labels(t), self.task_of_class)
+        return Scores.of(self._array(t, f"logits_{head}"), self.labels(t), self.task_of_class, top)
+
+    def logits(self, t: int, head: str) -> np.ndarray:
+        """float32 (n, seen): a head's logits after task t, also from compact scores where these hold all of them."""
+        self.check_head(head)
+        if not (self._after(t) / f"scores_{head}.npy").exists():
+            return self._array(t, f"logits_{head}")
+        scores = Scores.load(self._after(t), head)
+        seen = sum(self.increments[: range(self.n_tasks)[t] + 1])
+        if scores.top.shape[1] < seen:
+            raise UserError(
+                f"{self.folder} kept {scores.top.shape[1]} of {seen} logits an image after task "
+                f"{range(self.n_tasks)[t] + 1}; run again with keep=['logits']."
+            )
+        found = np.empty(scores.top.shape, scores.top_logits.dtype)
+        np.put_along_axis(found, scores.top, scores.top_logits, 1)
+        return found
 
     def ids(self, t: int) -> np.ndarray:
         """int64 (n,): which test images were seen after task t, by their place in the benchmark's test set."""

@@ -1,0 +1,115 @@
+"""What a head said after each task, in the few numbers that the tables share: its outputs are read once a `Run`.
+
+A table of a hundred classes would otherwise go through the same megabytes of logits as often as it has columns. The
+numbers are kept as long as the `Run` object lives; a run's files never change once it is finished.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from cilkit import calibration, metrics
+from cilkit.errors import UserError
+from cilkit.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_KEPT: "WeakKeyDictionary[Run, dict[str, list[Stage]]]" = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One head after one task, over all test images of that stage."""
+
+    confusion: np.ndarray  # int64 (seen, seen): rows the true class, columns the predicted one
+    accuracy: np.ndarray  # float64 (tasks,): percent on each task's images, NaN where there are none
+    logit_gap: float  # of old images: mean of the largest newest logit − the largest old one; NaN without old classes
+    top_5_accuracy: float  # percent
+    calibration_error: float  # percentage points, 15 equally wide bins
+    negative_log_likelihood: float  # nats
+    brier_score: float  # 0 … 2
+
+
+def stages(run: Run, head: str | None = None) -> list[Stage]:
+    """One `Stage` a task, in order."""
+    head = head or run.default_head
+    run.check_head(head)
+    kept = _KEPT.setdefault(run, {})
+    if head not in kept:
+        kept[head] = [_stage(run, t, head) for t in range(run.n_tasks)]
+    return kept[head]
+
+
+def _stage(run: Run, t: int, head: str) -> Stage:
+    labels, own = run.labels(t), run.tasks_of(t)
+    scores = run.scores(t, head, top=1)
+    gap, blocks = float("nan"), scores.block_max  # (n, tasks seen)
+    old = own < t
+    if run.protocol == "class" and old.any():
+        gap = float(np.mean(blocks[old, t] - blocks[old, :t].max(1)))
+    return Stage(
+        confusion=metrics.confusion_matrix(scores.predictions, labels, sum(run.increments[: t + 1])),
+        accuracy=metrics.accuracy_by_task(scores.predictions, labels, own, run.n_tasks),
+        logit_gap=gap,
+        top_5_accuracy=metrics.top_k_accuracy(scores.rank),
+        calibration_error=calibration.expected_calibration_error(scores),
+        negative_log_likelihood=calibration.negative_log_likelihood(scores),
+        brier_score=calibration.brier_score(scores),
+    )
+
+
+def accuracy(run: Run, head: str | None = None) -> np.ndarray:
+    """The accuracy matrix in percent, float64 (tasks, tasks), NaN above the diagonal."""
+    matrix = np.array([stage.accuracy for stage in stages(run, head)])
+    matrix[np.triu_indices(len(matrix), 1)] = np.nan
+    return matrix
+
+
+def confusions(run: Run, head: str | None = None) -> list[np.ndarray]:
+    """Counts after each task, int64 (seen, seen). UserError where a prediction names no task."""
+    if run.protocol == "domain":
+        raise UserError(
+            "the tasks of this run share their classes: a prediction names no task; look at classes instead."
+        )
+    return [stage.confusion for stage in stages(run, head)]
+
+
+def between_tasks(run: Run, confusion: np.ndarray) -> np.ndarray:
+    """Counts of classes summed over the classes of each task: int64 (tasks seen, tasks seen)."""
+    starts = np.flatnonzero(np.diff(run.task_of_class[: len(confusion)], prepend=-1))  # the first class of each task
+    return np.add.reduceat(np.add.reduceat(confusion, starts, axis=0), starts, axis=1)
+
+
+def row_shares(counts: np.ndarray) -> np.ndarray:
+    """Counts (…, n) over their sum along the last axis, in percent; 0 where there are none."""
+    return 100 * counts / np.maximum(1, counts.sum(-1, keepdims=True))
+
+
+def of_arms(
+    table: "Callable[..., pd.DataFrame]", arms: Mapping[str, tuple[Run, str | None]], **options: Any
+) -> "pd.DataFrame":
+    """The same table of several runs, one below the other, with a first column `arm`.
+
+    table: a function of (run, head, …) such as `recency_bias`; arms: {name: (run, head)}; options: its other arguments.
+    """
+    import pandas as pd
+
+    if not arms:
+        raise UserError("a table of no arms was asked for; name at least one, as {name: (run, head)}.")
+    parts = []
+    for arm, (run, head) in arms.items():
+        part = table(run, head, **options) if _takes_a_head(table) else table(run, **options)
+        part.insert(0, "arm", arm)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _takes_a_head(table: Callable) -> bool:
+    """Some tables are of features, or of two named heads: they have no argument `head`."""
+    from inspect import signature
+
+    return "head" in signature(table).parameters
