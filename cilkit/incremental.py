@@ -6,7 +6,8 @@
         record.outputs(task, learner.predict(stream.test_after(task)))
 
 After every task its outputs and then a checkpoint are written, and another checkpoint after an epoch where the last one
-is a minute old: an interrupted run goes on from there and ends in the same bytes.
+is a minute old: a run that is killed goes on from there and ends in the same bytes. One that a person stops keeps every
+finished epoch: it ends with the epoch in progress, or loses that one where it takes longer than `stopping.PATIENCE`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cilkit import artifacts, backbones, lookahead, metrics, outcomes, outputs, precision
+from cilkit import artifacts, backbones, lookahead, metrics, outcomes, outputs, precision, stopping
 from cilkit.errors import Stopped, UserError
 from cilkit.outputs import Outputs
 from cilkit.phases import Phases
@@ -47,6 +48,7 @@ def run_stream(
     cap: int = outputs.CAP,
     look_ahead: bool = False,
     on_moment: Callable[[Moment], None] | None = None,
+    on_task: Callable[[list, dict], None] | None = None,
     phases: Phases | None = None,
     every: float | None = None,
 ) -> Sequence[Outputs]:
@@ -58,6 +60,8 @@ def run_stream(
     look_ahead: also measure what the features make of each task before it is learnt (see `cilkit.lookahead`), at the
                price of forward passes of the kind "probe".
     on_moment: called after every epoch.
+    on_task:   called before the first task and after each, with what there is so far, of earlier attempts too: losses
+               (task, epoch, by term) and the accuracy matrix in percent (head -> rows).
     phases:    measures the seconds and the peak memory of "train", "test", "write" and "look ahead".
     every:     seconds between two checkpoints within a task; EVERY where none are given.
     Raises UserError for a stream that the method is not defined for or a loss that is not finite, and Stopped when
@@ -79,30 +83,45 @@ def run_stream(
     precision.keep_freed_memory()
     record = _Record(learner, stream, folder, scratch, keep, cap, look_ahead, phases, EVERY if every is None else every)
     record.resume()
+    with stopping.politely():
+        _learn(record, on_moment, on_task)
+    record.finish()
+    return record.kept if record.folder is None else _OnDisk(record.folder, list(record.accuracy), len(stream))
+
+
+def _learn(record: _Record, on_moment: Callable | None, on_task: Callable | None) -> None:
+    """Every task that is not learnt yet."""
+    learner, stream = record.learner, record.stream
+    if on_task is not None:
+        on_task(record.losses_so_far, record.accuracy)
     for task in stream:
         if task.index < len(record.losses):
             continue
         try:
-            if look_ahead and record.within is None:
+            if record.ahead is not None and record.within is None:
                 with record.phase("look ahead"):
                     record.look_ahead(task)
             with record.phase("train"):
                 for moment in learner.learn(task, record.within):
-                    record.tick(moment)
+                    stop = stopping.asked()
+                    record.tick(moment, last=stop)
                     if on_moment is not None:
                         on_moment(moment)
+                    if stop:
+                        raise KeyboardInterrupt
             with record.phase("test"):
                 answers = learner.predict(stream.test_after(task))
             with record.phase("write"):
                 record.outputs(task, answers)
+            if on_task is not None:
+                on_task(record.losses_so_far, record.accuracy)
+            stopping.check()
         except KeyboardInterrupt as stop:
             raise Stopped(f"interrupted in task {task.index + 1} of {len(stream)}; {record.kept_so_far}") from stop
         except UserError as error:
             if not record.written and not record.losses:
                 raise
             raise UserError(f"{error}; {record.kept_so_far}") from error
-    record.finish()
-    return record.kept if record.folder is None else _OnDisk(record.folder, list(record.accuracy), len(stream))
 
 
 class _OnDisk(Sequence):
@@ -146,12 +165,17 @@ class _Record:
         else:
             self.ahead["before"].append(lookahead.knowable(self.learner, self.stream, task.index))
 
-    def tick(self, moment: Moment) -> None:
-        """An epoch is over."""
+    def tick(self, moment: Moment, last: bool) -> None:
+        """An epoch is over. It is kept where the last checkpoint is old, or where this attempt ends here."""
         self.present.append(moment.losses)
-        if self.scratch is not None and time.monotonic() - self.since >= self.every:
+        if self.scratch is not None and (last or time.monotonic() - self.since >= self.every):
             self._save(WITHIN, self.learner.moment_state())
             self.written = len(self.present)
+
+    @property
+    def losses_so_far(self) -> list[list[dict[str, float]]]:
+        """Of every finished epoch, by task; the last one may be in progress."""
+        return [*self.losses, self.present] if self.present else self.losses
 
     @property
     def kept_so_far(self) -> str:

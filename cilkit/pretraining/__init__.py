@@ -47,7 +47,8 @@ def pretrain(
     settings, changes: see `Settings`; changes are laid over it.
     network: where training starts; None: random weights of settings.arch.
     real:    real images that every epoch shows beside all of `images`; their classes are merged by name or appended.
-    scratch: checkpoints; an interrupted training goes on from the last one, in mid-epoch, to the same weights.
+    scratch: checkpoints; an interrupted training goes on from the last one, in mid-epoch, to the same weights. One that
+             a person stops keeps every finished batch.
     every:   seconds between two checkpoints; `trainer.EVERY` where none are given.
     tell:    called about once a second, with images so far, in all, and words.
     report:  classes and images (by part), and a row an epoch: loss, accuracy, held_out_accuracy (0 … 1), and, with real
@@ -56,7 +57,7 @@ def pretrain(
     """
     import torch
 
-    from cilkit import backbones
+    from cilkit import backbones, stopping
     from cilkit.pretraining import choosing, launch, trainer
     from cilkit.pretraining.crew import Crew
 
@@ -71,7 +72,8 @@ def pretrain(
             device = torch.device("cpu")  # the weights are there: they are only read
         one = trainer.Trainer(data, settings, network, device, Crew(), scratch and Path(scratch), every)
         if settings.processes == 1:
-            one.run(tell)
+            with stopping.politely():
+                one.run(tell)
     report = {
         "classes": len(data.train.class_names),
         "class_names": data.train.class_names,

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cilkit import backbones, precision
+from cilkit import backbones, precision, stopping
 from cilkit.data import draws, loading, transforms
 from cilkit.errors import UserError
 from cilkit.learners.base import derive
@@ -214,8 +214,9 @@ class Trainer:
     def _glance(self, epoch: int, batches: int, tell: Tell | None) -> None:
         """Now and then: is the loss a number, is it time for a checkpoint, and how far are we?"""
         now = time.monotonic()
+        stop = stopping.asked()
         due = self.scratch is not None and now - self.since >= self.every
-        if now - self.looked < GLANCE and not due:
+        if now - self.looked < GLANCE and not due and not stop:
             return
         self.looked = now
         loss_sum, *_ = self._checked(epoch, batches)
@@ -223,7 +224,9 @@ class Trainer:
         if tell is not None:
             words = f"epoch {epoch + 1} of {self.settings.epochs}, classification {loss_sum / seen:.3f}"
             tell(epoch * self.data.an_epoch + seen, self.settings.epochs * self.data.an_epoch, words)
-        self._keep()
+        self._keep(last=stop)
+        if stop:
+            raise KeyboardInterrupt
 
     def _checked(self, epoch: int, batches: int) -> list[float]:
         """The running sums; UserError where the loss is no number any more."""

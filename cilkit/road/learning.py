@@ -11,7 +11,6 @@ import numpy as np
 
 from cilkit import artifacts
 from cilkit.errors import UserError, near_name
-from cilkit.progress import Progress
 from cilkit.road.assembling import PARTS, RUN_VERSION, Makings, found_features
 from cilkit.road.inputs import device_of, threads_set_to, upstream, verb_of, with_artifact
 from cilkit.road.weights import Weights
@@ -113,21 +112,23 @@ def run(
     def make(work: artifacts.Work) -> None:
         from cilkit import incremental
         from cilkit.phases import Phases
+        from cilkit.widgets.live import Live
 
         with threads_set_to(threads):
             made = makings.create()
-            progress = Progress(f"{makings.name} on {stream.benchmark.name}, order {stream.order_seed}")
             phases = Phases(str(made.backbone.device))
-            incremental.run_stream(
-                made,
-                stream,
-                work.path,
-                scratch=work.scratch,
-                keep=keep,
-                look_ahead=look_ahead,
-                on_moment=progress,
-                phases=phases,
-            )
+            with Live(f"{makings.name} on {stream.benchmark.name}, order {stream.order_seed}", made, stream) as live:
+                incremental.run_stream(
+                    made,
+                    stream,
+                    work.path,
+                    scratch=work.scratch,
+                    keep=keep,
+                    look_ahead=look_ahead,
+                    on_moment=live.moment,
+                    on_task=live.task,
+                    phases=phases,
+                )
             work.measure(phases=phases.table(), device=str(made.backbone.device))
 
     return Run(artifacts.obtain("run", RUN_VERSION, identity, makings.inputs, make))

@@ -105,17 +105,18 @@ def paint(
                 f"by {rest!r} (column shortened of the manifest)"
             )
         facts = {"realm": realm.name, "realm_digest": realm.artifact.digest}
-        measured = paint_plan(
-            plan,
-            painter,
-            work.path,
-            workers=workers or _workers(painter, device),
-            scratch=work.scratch,
-            progress=Pace(f"painting {realm.name}"),
-            executor=executor,
-            address=address,
-            facts=facts,
-        )
+        with Pace(f"painting {realm.name}", stops=True) as pace:
+            measured = paint_plan(
+                plan,
+                painter,
+                work.path,
+                workers=workers or _workers(painter, device),
+                scratch=work.scratch,
+                progress=pace,
+                executor=executor,
+                address=address,
+                facts=facts,
+            )
         counts = dict.fromkeys(realm.concept_names, per_class)
         cards.write_card(work.path, realm=realm, generator=painter, counts=counts, style=_words(style))
         work.measure(**measured)

@@ -119,7 +119,8 @@ def pretrain(
     def make(work: artifacts.Work) -> None:
         from cilkit import backbones, pretraining
 
-        with threads_set_to(threads):
+        pace = Pace(f"pre-training on {n_classes or len(keep)} classes", stops=processes > 1)
+        with threads_set_to(threads), pace:
             backbone, report = pretraining.pretrain(
                 images.keep_classes(keep),
                 settings,
@@ -127,7 +128,7 @@ def pretrain(
                 real=mixed and mixed.keep_classes(real_classes),
                 device=device_of(device),
                 scratch=work.scratch,
-                tell=Pace(f"pre-training on {n_classes or len(keep)} classes"),
+                tell=pace,
             )
         names, count = report.pop("class_names"), report.pop("images")
         backbones.save(backbone, work.path, {"classes": len(names), "images": count})
