@@ -27,6 +27,22 @@ if TYPE_CHECKING:
 PARAMS = "params"  # of a spec with changes of its own: {"params": "params/04_slca/none.yaml", "lr": 0.03}
 YAML = (".yaml", ".yml")
 LONGEST = 40  # signs of a part of a label
+COLUMNS = ["name", "learner", "pre-training", "benchmark", "increments", "kind", "order", "initialisation"]
+COLUMNS += ["data order", "tasks", "stream", "place"]
+TITLES = {  # (name, head) -> what the literature calls it
+    ("slca", "raw"): "slow learner",
+    ("slca", "aligned"): "SLCA",
+    ("finetune", "raw"): "sequential fine-tuning",
+    ("nearest mean", "means"): "nearest class mean",
+}
+
+
+@dataclass
+class _Found:
+    run: Run
+    name: str
+    weights: str = ""  # what a person calls those that it began with
+    file: str = ""
 
 
 class Chosen(dict):
@@ -37,13 +53,19 @@ class Chosen(dict):
            (a digest, equal where tasks and labels mean the same) and place.
     """
 
-    table: pd.DataFrame
+    def __init__(self, found: Sequence[_Found]):
+        self._found, self.table = list(found), _table(found)
+        super().__init__(zip(self.table.index, (one.run for one in found), strict=True))
 
     def where(self, **values: Any) -> Chosen:
-        """Those whose columns have these values: `chosen.where(kind="tasks", order=1993)`."""
-        rows = self.table.to_dict("index")
-        kept = {label for label, row in rows.items() if all(row[name] == value for name, value in values.items())}
-        return _chosen({label: run for label, run in self.items() if label in kept}, self.table)
+        """Those whose columns have these values, under labels of their own: `chosen.where(kind="tasks", order=1993)`.
+
+        A column with a hyphen is written with "_": pre_training="none".
+        """
+        columns = {name if name in self.table else name.replace("_", "-"): value for name, value in values.items()}
+        rows = self.table.to_dict("records")
+        kept = [all(row[name] == value for name, value in columns.items()) for row in rows]
+        return Chosen([one for one, keep in zip(self._found, kept, strict=True) if keep])
 
 
 def choose(specs: Iterable[Any] = (), where: str = "", limit: int = 0, **changes: Any) -> Chosen:
@@ -61,11 +83,26 @@ def choose(specs: Iterable[Any] = (), where: str = "", limit: int = 0, **changes
     specs = [specs] if isinstance(specs, str | Path | Run | Mapping) else list(specs)
     found = [one for spec in specs for one in _of_spec(spec, changes)]
     found += [_Found(run, run.learner) for run in _selected(where, limit)] if where else []
-    found = list({_place(one.run): one for one in reversed(found)}.values())[::-1]
+    found = list({one.run.folder.absolute(): one for one in reversed(found)}.values())[::-1]
     if not found:
         raise UserError("no run is chosen; name a parameter file, an artifact or a folder, or say `where`")
-    table = _table(found)
-    return _chosen({label: one.run for label, one in zip(table.index, found, strict=True)}, table)
+    known = {one.run.backbone_tag: one.weights for one in found if one.weights}  # of runs that no file describes too
+    for one in found:
+        tag = one.run.backbone_tag
+        one.weights = one.weights or known.get(tag) or ("none" if tag.endswith(".random") else tag)
+    return Chosen(found)
+
+
+def arms(chosen: Chosen) -> dict[str, tuple[Run, str]]:
+    """What tables stand side by side: name -> (run, head), the raw head of each run and its default one."""
+    found = {}
+    for label, run in chosen.items():
+        name, *rest = label.split(", ")
+        for head in dict.fromkeys([*(["raw"] if "raw" in run.heads else []), run.default_head]):
+            plain = name if head == run.default_head else f"{name}, raw"
+            title = ", ".join([TITLES.get((name, head), plain), *rest])
+            found[title if title == label or title not in {*found, *chosen} else f"{label}, {head}"] = (run, head)
+    return found
 
 
 def one_stream(chosen: Chosen) -> None:
@@ -109,14 +146,6 @@ def paintings_of(run: Run):
 # ---------------------------------------------------------------- what a person may write
 
 
-@dataclass
-class _Found:
-    run: Run
-    name: str
-    weights: str = ""  # what its parameter file calls its backbone
-    file: str = ""
-
-
 def _of_spec(spec: Any, changes: Mapping[str, Any]) -> list[_Found]:
     if isinstance(spec, Run):
         return [_Found(spec, spec.learner)]
@@ -147,7 +176,12 @@ def _of_file(file: str, changes: Mapping[str, Any]) -> list[_Found]:
     values = parameters_of(file, **changes)
     arms = values.get("arms") or {}
     weights = {name: arms.get(name, {}).get("backbone", values.get("backbone", "")) for name in made}
-    return [_Found(run, name, str(weights[name]), Path(file).stem) for name, run in made.items()]
+    return [_Found(run, name, _called(weights[name]), Path(file).stem) for name, run in made.items()]
+
+
+def _called(weights: Any) -> str:
+    """A parameter file's stem, any other text as it is."""
+    return Path(weights).stem.replace("_", "-") if str(weights).endswith(YAML) else str(weights)
 
 
 def _in_folder(folder: Path) -> _Found:
@@ -212,26 +246,16 @@ def _columns(table: pd.DataFrame) -> str:
 def _table(found: Sequence[_Found]) -> pd.DataFrame:
     import pandas as pd
 
-    known = {one.run.backbone_tag: _weights(one) for one in found if one.weights}  # of runs that no file describes too
     rows = []
     for one in found:
-        run = one.run
-        stream = run.settings.get("stream", {})
-        row = {"name": one.name.replace("_", " "), "learner": run.learner}
-        row |= {"pre-training": _weights(one) if one.weights else known.get(run.backbone_tag) or _weights(one)}
+        run, stream = one.run, one.run.settings.get("stream", {})
+        row = {"name": one.name.replace("_", " "), "learner": run.learner, "pre-training": one.weights}
         row |= {"benchmark": stream.get("benchmark", ""), "increments": outcomes.increments(run.increments)}
         row |= {"kind": stream.get("kind", "tasks"), "order": stream.get("order_seed")}
         row |= {"initialisation": run.settings.get("seed_init"), "data order": run.settings.get("seed_data")}
         rows.append(row | {"tasks": run.n_tasks, "stream": _stream(run), "place": _place(run)})
-    table = pd.DataFrame(rows).astype({"order": object, "initialisation": object, "data order": object})
+    table = pd.DataFrame(rows, columns=COLUMNS).astype(object)
     return table.set_axis(pd.Index(_labels(table, found), name="run"))
-
-
-def _weights(one: _Found) -> str:
-    """What a person calls the weights that the run began with: a file's stem, a name of timm, "none", else its tag."""
-    if one.weights.endswith(YAML):
-        return Path(one.weights).stem.replace("_", "-")
-    return one.weights or ("none" if one.run.backbone_tag.endswith(".random") else one.run.backbone_tag)
 
 
 def _stream(run: Run) -> str:
@@ -281,9 +305,3 @@ def _same(words: Sequence[Sequence[str]]) -> list[list[int]]:
     for row, parts in enumerate(words):
         groups.setdefault(tuple(parts), []).append(row)
     return [rows for rows in groups.values() if len(rows) > 1]
-
-
-def _chosen(by_label: dict[str, Run], table: pd.DataFrame) -> Chosen:
-    chosen = Chosen(by_label)
-    chosen.table = table.loc[list(by_label)]
-    return chosen
