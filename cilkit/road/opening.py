@@ -350,8 +350,8 @@ class After:
         """float32 (n, dim): what the backbone sees in one's own images, as in `predict`."""
         return self.outputs(images).features
 
-    def predict(self, images: Any) -> pd.DataFrame:
-        """What it answers to one's own images: a row an image and head.
+    def predict(self, images: Any, head: str = "") -> pd.DataFrame:
+        """What it answers to one's own images: a row an image and head, or only those of one head.
 
         images: uint8 arrays (h, w, 3) of any size, PIL images, files, a folder, or an `ImageSet`; one or many. They go
                 through the run's own test transform; where that does not resize, they are brought to the benchmark's
@@ -363,10 +363,13 @@ class After:
 
         own = self._own(images)
         found = self._answered(own)
+        if head:
+            self.opened.run.check_head(head)
         rows = []
-        for head, logits in found.heads.items():
+        for name_of_head in [head] if head else found.heads:
+            logits = found.heads[name_of_head]
             for i, (name, best) in enumerate(zip(own.ids.tolist(), ranked(logits, self.class_names), strict=True)):
-                row = {"image": name, "head": head, "answer": best[0][0], "probability": best[0][1]}
+                row = {"image": name, "head": name_of_head, "answer": best[0][0], "probability": best[0][1]}
                 for place, (answer, share) in zip(("2nd", "3rd", "4th", "5th"), best[1:], strict=False):
                     row |= {place: answer, f"{place} probability": share}
                 rows.append(row | ({"text": found.texts[i]} if found.texts is not None else {}))
