@@ -1,0 +1,112 @@
+"""Several small panels of one scale: what the figures of forgetting share. All draw inside `plotstyle.styled`."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cilkit import plotstyle
+from cilkit.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST = 6  # arms that one figure tells apart
+
+
+def arms_of(table: "pd.DataFrame", at_most: int = MOST) -> tuple[list[tuple[str, "pd.DataFrame"]], str]:
+    """The first arms of a table, in its order, and a line for the title that says how many are left out ("": none).
+
+    A table without a column `arm` is one arm without a name.
+    """
+    if not len(table):
+        raise UserError("a figure of an empty table cannot be drawn; it needs at least one row.")
+    found = list(table.groupby("arm", sort=False)) if "arm" in table else [("", table)]
+    return found[:at_most], left_out(len(found), at_most, "arms")
+
+
+def left_out(n: int, at_most: int, what: str) -> str:
+    return f"\n(the first {at_most} of {n} {what}; the table has all)" if n > at_most else ""
+
+
+def short(text: object, n: int = 24) -> str:
+    """At most n characters, so that a class name of any length leaves room for the figure."""
+    text = " ".join(str(text).split())
+    return text if len(text) <= n else text[: n - 1] + "…"
+
+
+def grid(n: int, columns: int, width: float, height: float, title: str, share: bool = True, above: float = 0.45):
+    """A figure of n panels of width × height inches, at most `columns` a row, under one title: figure, panels."""
+    from matplotlib.figure import Figure
+
+    columns = min(n, columns)
+    rows = -(-n // columns)
+    figure = Figure(figsize=(columns * width, rows * height + above), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).ravel())
+    for spare in panels[n:]:
+        spare.set_visible(False)
+    for panel in panels[max(0, n - columns) : n]:  # a column's last panel names the x axis, also above a spare one
+        panel.tick_params(labelbottom=True)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return figure, panels[:n]
+
+
+def line(axes: "Axes", x, y, arm: str, label: str | None = None) -> None:
+    """One arm's line in the arm's own style."""
+    axes.plot(x, y, markersize=4.5, label=label or short(arm, 40) or None, **plotstyle.style_of(arm))
+
+
+def stages(axes: "Axes", values: Sequence[int], label: str = "after learning task") -> None:
+    """Whole numbers on the x axis."""
+    values = sorted({int(value) for value in values})
+    axes.set_xlabel(label)
+    axes.set_xticks(values if len(values) <= 10 else values[:: -(-len(values) // 10)])
+
+
+def legend_below(figure: "Figure", axes: "Axes", columns: int = 3) -> None:
+    """One legend for all panels, under them."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+
+
+def small_heat_map(axes: "Axes", values: np.ndarray, top: float = 100.0, room: float = 2.0):
+    """A square heat map with tasks from 1 on both axes, and numbers where a cell has room for them (inches)."""
+    picture = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", vmin=0, vmax=top)
+    n = len(values)
+    if room / n >= 0.2:
+        for (row, column), value in np.ndenumerate(values):
+            if not np.isnan(value):
+                ink = "black" if value > 0.55 * top else "white"
+                size = min(8, 28 * room / n)
+                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=size, color=ink)
+    ticks = range(0, n, -(-n // 10))
+    axes.set_xticks(ticks, [str(i + 1) for i in ticks])
+    axes.set_yticks(ticks, [str(i + 1) for i in ticks])
+    axes.grid(visible=False)
+    axes.tick_params(length=0, labelsize=7)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return picture
+
+
+def marked_bar(figure: "Figure", picture, panels, unit: str, chance: float | None = None, joint: float | None = None):
+    """A colour bar for all panels, with chance (dotted) and joint training (dashed) marked on it."""
+    bar = figure.colorbar(picture, ax=panels, label=unit, fraction=0.03, pad=0.02, aspect=30)
+    bar.outline.set_visible(False)
+    for value, style, name in ((chance, ":", "chance"), (joint, "--", "joint")):
+        if value is not None:
+            bar.ax.axhline(value, color="white", linewidth=2.4)
+            bar.ax.axhline(value, color="black", linestyle=style, linewidth=1.4)
+            bar.ax.text(
+                -0.35, value, name, ha="right", va="center", fontsize=6.5, transform=bar.ax.get_yaxis_transform()
+            )
+    return bar
+
+
+def references(axes: "Axes", chance: Mapping[float, float] | float | None, joint: float | None) -> None:
+    """`plotstyle.references`, and room for both lines."""
+    plotstyle.references(axes, chance, joint)
+    axes.set_ylim(0, None)
