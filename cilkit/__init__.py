@@ -17,9 +17,12 @@ _HOME = {
         ["prealign", "answer", "correct", "freeze", "painter_of", "score", "curate", "probe", "reference"], "road"
     ),
     **dict.fromkeys(["from_params", "parameters_of"], "road"),
+    **dict.fromkeys(["open", "explore"], "road"),
     "results": "road.gathering",
+    "gallery": "road.looking",
     "choose": "road.choosing",
     "gap": "road.gaps",
+    "background": "road.background",
     "start": "workbook.start",
     "watch": "workbook.watching",
     "Run": "runs",

@@ -14,9 +14,11 @@ from cilkit.road.aligning import Aligned, prealign
 from cilkit.road.answering import answer
 from cilkit.road.curating import curate, score
 from cilkit.road.described import images_of, realm_of
+from cilkit.road.exploring import explore
 from cilkit.road.foreseeing import correct, foresee, freeze, without_overlap
 from cilkit.road.inputs import from_params, parameters_of
 from cilkit.road.learning import compare, learn, probe, reference, run, stream
+from cilkit.road.opening import open
 from cilkit.road.painting import paint, painter_of
 from cilkit.road.pretraining import Pretrained, pretrain
 
@@ -27,11 +29,13 @@ __all__ = [
     "compare",
     "correct",
     "curate",
+    "explore",
     "foresee",
     "freeze",
     "from_params",
     "images_of",
     "learn",
+    "open",
     "paint",
     "painter_of",
     "parameters_of",

@@ -130,11 +130,11 @@ class Explorer(View):
         from matplotlib.figure import Figure
 
         shown = list(self._tellers.items())[:2]
-        label, teller = shown[0]
-        classes = min(len(teller.run.class_names), STILL_CLASSES)
+        classes = max(min(len(teller.run.class_names), STILL_CLASSES) for _, teller in shown)
         height = 1.4 + 0.24 * classes
-        figure = Figure(figsize=(8.6, height + 2.6), layout="constrained")
-        maps, below = figure.subfigures(2, 1, height_ratios=[height, 2.6])
+        under = 1.7 + 0.25 * len(shown)
+        figure = Figure(figsize=(8.6, height + under), layout="constrained")
+        maps, below = figure.subfigures(2, 1, height_ratios=[height, under])
         for axes, (name, one) in zip(np.atleast_1d(maps.subplots(1, len(shown))), shown, strict=True):
             _draw_map(axes, one, name)
         self._draw_example(below, shown)
@@ -165,14 +165,15 @@ class Explorer(View):
         wrong_first = np.argsort(told[0][1].right, kind="stable")
         ids = told[0][1].ids[wrong_first][:STILL_IMAGES]
         pixels, why = self._pixels(teller, ids)
-        figure.suptitle(f"{name}, after the last task{': ' + why if why else ''}", fontsize=10, x=0.01, ha="left")
+        title = f"{name}, after the last task: {why or 'images and answers, wrong ones first'}"
+        figure.suptitle(wrapped(title, 120), fontsize=10, x=0.01, ha="left")
         axes = figure.subplots(1, STILL_IMAGES)
         for place, one in enumerate(axes):
             one.set_axis_off()
             if place >= len(ids):
                 continue
             one.imshow(pixels[place] if pixels else np.full((8, 8, 3), 235, np.uint8), interpolation="nearest")
-            lines = [_short(self._said(pair, ids[place])) for pair in told]
+            lines = [_short(label, self._said(pair, ids[place])) for (label, _), pair in zip(shown, told, strict=True)]
             one.set_title("\n".join(lines), fontsize=7, loc="center", pad=3)
 
     # ------------------------------------------------------------ parts
@@ -256,11 +257,11 @@ def _draw_map(axes, teller: Teller, label: str) -> None:
     axes.grid(False)
 
 
-def _short(answer: dict | None) -> str:
+def _short(label: str, answer: dict | None) -> str:
     if answer is None:
-        return "–"
+        return f"{label[:16]}: –"
     name, share = answer["top"][0]
-    return f"{'right' if answer['right'] else 'wrong'}: {100 * share:.0f} %\n{str(name)[:16]}"
+    return f"{label[:16]}, {'right' if answer['right'] else 'wrong'}:\n{str(name)[:14]} {100 * share:.0f} %"
 
 
 def _rows_of(table: pd.DataFrame) -> list[dict]:
