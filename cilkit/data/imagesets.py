@@ -41,6 +41,10 @@ class Source:
     def read(self, rows: np.ndarray, shortest: int = 0) -> np.ndarray | list[np.ndarray]:
         """Pixels at these positions: uint8 (n, h, w, 3) of a uniform source, else a list of uint8 (h, w, 3)."""
 
+    def encoded(self, row: int) -> bytes | None:
+        """The file of the image at this position as it was written; None where only pixels are kept."""
+        return None
+
     @cached_property
     def uniform(self) -> bool:
         """All images have the same size."""

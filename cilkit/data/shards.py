@@ -338,6 +338,9 @@ class Encoded(Shards):
         except UserError as error:
             raise self._altered(row) from error
 
+    def encoded(self, row: int) -> bytes:
+        return self._bytes(row)
+
     def _bytes(self, row: int) -> bytes:
         with open(self._path(row), "rb", buffering=0) as file:
             return os.pread(file.fileno(), int(self._size[row]), int(self._offset[row]))

@@ -4,12 +4,10 @@ Nothing is thrown away: `decided` says of every image whether it is kept and, if
 decides is appended to a file and never rewritten.
 """
 
-import json
 import math
 import operator
 import os
 import re
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +20,7 @@ from cilkit.data.imagesets import ImageSet
 from cilkit.errors import UserError, near_name, reason_of
 from cilkit.progress import bar
 from cilkit.synthesis import inspection
+from cilkit.synthesis.decisions import ACCEPT, Decisions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +34,6 @@ DUPLICATES = ("first", "sharpest", "all")  # what is kept of a cluster of near-d
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 RULES = {"blank": False, "duplicates": "first"}  # where none are given
 BY_HAND = "by hand"
-ACCEPT, REJECT = "accept", "reject"
 
 
 def scores(
@@ -193,58 +191,6 @@ def agreement_with_text(images: ImageSet, name: str, device: str = "cpu") -> np.
             found[rows] = (_unit(seen) * text[images.labels[rows]]).sum(axis=1)
             tick(len(rows))
     return found
-
-
-class Decisions:
-    """What people decided, one JSON object a line: {image_id, decision: accept|reject, by, why, when}.
-
-    Lines are only ever appended; of several about one image the last one counts. `notes` says which lines were not
-    read: a line that a crash left half written. UserError, naming the line, for anything else that is no decision.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path, self.notes = Path(path), []
-        self._last: dict[str, dict[str, str]] = {}
-        text = self.path.read_text(encoding="utf-8-sig", errors="replace") if self.path.exists() else ""
-        for number, line in enumerate(text.split("\n"), 1):
-            try:
-                row = json.loads(line or "null")
-            except ValueError:
-                line = line.strip()
-                row = line if line.endswith("}") else None
-                self.notes += (
-                    [] if row or not line else [f"{self.path.name}, line {number} is half written and was not read"]
-                )
-            if row is not None:
-                self._keep(row, f"{self.path}, line {number}")
-
-    def _keep(self, row: Any, where: str) -> None:
-        if not isinstance(row, dict) or not isinstance(row.get("image_id"), str):
-            raise UserError(f"{where}: {str(row)[:60]!r} is no decision; correct or delete the line")
-        if row.get("decision") not in (ACCEPT, REJECT):
-            raise UserError(f"{where}: decision {row.get('decision')!r} of {row['image_id']!r} is not accept or reject")
-        self._last[row["image_id"]] = {key: str(row.get(key, "")) for key in ("image_id", "decision", "by", "why")}
-
-    def add(self, image_id: str, decision: str, by: str = "", why: str = "") -> None:
-        """Append one decision; it is on the disk when this returns."""
-        row = {"image_id": str(image_id), "decision": decision, "by": by, "why": why}
-        self._keep(row, "a new decision")
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        line = json.dumps({**row, "when": when}, ensure_ascii=False) + "\n"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab+") as file:
-            if file.tell() and file.seek(-1, os.SEEK_END) is not None and file.read(1) != b"\n":
-                line = "\n" + line  # behind a line that a crash left half written
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-    def __len__(self) -> int:
-        return len(self._last)
-
-    def rows(self) -> list[dict[str, str]]:
-        """The decision that counts for each image, sorted by image, without its date."""
-        return [self._last[image_id] for image_id in sorted(self._last)]
 
 
 def check_rules(rules: Mapping[str, Any]) -> None:

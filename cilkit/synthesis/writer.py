@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from cilkit import artifacts
+from cilkit.data.decoding import decode
 from cilkit.data.imagesets import ImageSet
 from cilkit.data.shards import encode_png, write_shard
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 THUMB = 64  # pixels of a thumbnail's longer side
 SMALL = 96  # pixels on a side up to which an image is its own thumbnail
+TOGETHER = 50  # thumbnails in a row group: what is read and unpacked for one of them
 
 
 class Lane:
@@ -138,41 +140,111 @@ def shrunk(image: np.ndarray) -> np.ndarray:
 
 
 def _write_thumbs(folder: Path, shard: int, files: Sequence[Path]) -> None:
-    import pandas as pd
-    from pyarrow.parquet import read_schema
+    """A shard's thumbnails in the order of its images, in row groups so small that a gallery reads few at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    if files and "thumb" in read_schema(files[0]).names:
-        table = pd.concat([pd.read_parquet(file, columns=["image_id", "thumb"]) for file in files], ignore_index=True)
-        artifacts.write_parquet(folder / f"{shard:05d}.thumbs.parquet", table.rename(columns={"thumb": "jpeg"}))
+    if files and "thumb" in pq.read_schema(files[0]).names:
+        table = pa.concat_tables([pq.read_table(file, columns=["image_id", "thumb"]) for file in files])
+        sink = pa.BufferOutputStream()
+        table = table.rename_columns(["image_id", "jpeg"]).replace_schema_metadata(None)
+        pq.write_table(table.combine_chunks(), sink, row_group_size=TOGETHER, use_dictionary=False)
+        artifacts.atomic_write(folder / f"{shard:05d}.thumbs.parquet", sink.getvalue().to_pybytes())
+
+
+class Thumbs:
+    """Small versions of images, encoded (JPEG, PNG or WebP), for galleries that show a page of a large set at a time.
+
+    Taken from the shards' thumbnails where they were painted with the set; else an image of at most SMALL pixels on a
+    side is its own, and a larger one is decoded and shrunk. Of a large set, only what is asked for is read.
+    """
+
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+        folder = getattr(images.source, "folder", None)
+        if folder is None or next(folder.glob("*.thumbs.parquet"), None) is None:
+            folder = None
+        else:
+            shards = images.source.columns("shard")["shard"].combine_chunks()
+            self._shards, self._shard = shards.dictionary.to_pylist(), shards.indices.to_numpy()
+            self._first = np.full(len(self._shards), len(self._shard))  # the manifest holds a shard's rows together
+            np.minimum.at(self._first, self._shard, np.arange(len(self._shard)))
+        self._folder = folder
+
+    def encoded(self, index: Sequence[int]) -> list[bytes]:
+        """Of the images at these positions, at most THUMB pixels on a side unless the originals are small."""
+        index = np.asarray(index, np.int64)
+        painted = self._painted(index) if self._folder else {}
+        return [painted[place] if place in painted else self._made(at) for place, at in enumerate(index.tolist())]
+
+    def _made(self, at: int) -> bytes:
+        """The small version of one image that has no painted one."""
+        row = self.images.index[at]
+        data = self.images.source.encoded(row)
+        if data is not None and self.images.source.sizes[row].max() <= SMALL and shown(data):
+            return data
+        return encode_webp(shrunk(_pixels(self.images, at, data, THUMB)))
+
+    def _painted(self, index: np.ndarray) -> dict[int, bytes]:
+        """{place in `index`: JPEG} of those whose shard has thumbnails; every row group is read once."""
+        rows, found = self.images.index[index], {}
+        ids = self.images.source.ids(rows)
+        for shard in np.unique(self._shard[rows]).tolist():
+            path = self._folder / f"{Path(self._shards[shard]).stem}.thumbs.parquet"
+            places = np.flatnonzero(self._shard[rows] == shard)
+            if path.exists():
+                wanted = rows[places] - self._first[shard]  # the row within the shard
+                for place, (image_id, jpeg) in zip(places.tolist(), _rows_of(path, wanted), strict=True):
+                    if image_id == ids[place]:
+                        found[place] = jpeg
+        return found
+
+
+def _rows_of(path: Path, rows: np.ndarray) -> list[tuple[str, bytes]]:
+    """(image_id, jpeg) at these rows of a shard's thumbnails; ("", b"") past its end."""
+    from pyarrow.parquet import ParquetFile
+
+    found = [("", b"")] * len(rows)
+    with ParquetFile(path, memory_map=True) as file:
+        ends = np.cumsum([file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)])
+        groups = np.searchsorted(ends, rows, side="right")
+        for group in np.unique(groups[groups < len(ends)]).tolist():
+            table = file.read_row_group(group, columns=["image_id", "jpeg"])
+            for place in np.flatnonzero(groups == group).tolist():
+                row = int(rows[place] - ends[group] + len(table))
+                found[place] = (table["image_id"][row].as_py(), table["jpeg"][row].as_py())
+    return found
+
+
+def original(images: ImageSet, at: int) -> bytes:
+    """One image as a browser shows it, pixel by pixel: its own file where that is JPEG, PNG or WebP, else WebP."""
+    data = images.source.encoded(images.index[at])
+    return data if data is not None and shown(data) else encode_webp(_pixels(images, at, data), lossless=True)
+
+
+def pixels(images: ImageSet, at: int) -> np.ndarray:
+    """One image, uint8 (h, w, 3), without decoding the others of a set that would be held in memory as a whole."""
+    return _pixels(images, at, images.source.encoded(images.index[at]))
+
+
+def _pixels(images: ImageSet, at: int, data: bytes | None, shortest: int = 0) -> np.ndarray:
+    if data is None:
+        return images.read([at])[0]
+    return decode(data, f"image {images.source.ids(images.index[[at]])[0]}", shortest)
+
+
+def shown(data: bytes) -> bool:
+    """Whether a browser shows this file as it is."""
+    return data[:3] == b"\xff\xd8\xff" or data[:8] == b"\x89PNG\r\n\x1a\n" or data[8:12] == b"WEBP"
+
+
+def encode_webp(image: np.ndarray, lossless: bool = False) -> bytes:
+    """WebP bytes of a uint8 (h, w, 3) image."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "WEBP", quality=85, lossless=lossless, method=0)
+    return buffer.getvalue()
 
 
 def thumbnails(images: ImageSet, index: Sequence[int]) -> list[np.ndarray]:
-    """Small versions of images, for galleries: uint8 (h, w, 3), at most THUMB pixels on a side.
-
-    Read from the shards' thumbnails where they were painted with the set; images of other sets are made smaller here.
-    """
-    index = np.asarray(index, np.int64)
-    ids, painted = images.ids[index].tolist(), _painted_thumbs(images, index)
-    missing = [place for place, image_id in enumerate(ids) if image_id not in painted]
-    small = dict(zip(missing, images.read(index[missing]), strict=True)) if missing else {}
-    return [
-        shrunk(small[place]) if place in small else np.asarray(Image.open(io.BytesIO(painted[image_id])))
-        for place, image_id in enumerate(ids)
-    ]
-
-
-def _painted_thumbs(images: ImageSet, index: np.ndarray) -> dict[str, bytes]:
-    """{image_id: JPEG} of those images whose shard has thumbnails."""
-    from pyarrow.parquet import read_table
-
-    folder = getattr(images.source, "folder", None)
-    if folder is None or next(folder.glob("*.thumbs.parquet"), None) is None:
-        return {}
-    shards = images.source.columns("shard")["shard"].take(images.index[index]).to_pylist()
-    found = {}
-    for shard in dict.fromkeys(shards):
-        path = folder / f"{Path(shard).stem}.thumbs.parquet"
-        if path.exists():
-            rows = read_table(path, filters=[("image_id", "in", images.ids[index].tolist())])
-            found |= dict(zip(rows["image_id"].to_pylist(), rows["jpeg"].to_pylist(), strict=True))
-    return found
+    """Small versions of images, decoded, for figures: uint8 (h, w, 3), at most THUMB pixels on a side, as `Thumbs`."""
+    return [shrunk(decode(data, "a thumbnail")) for data in Thumbs(images).encoded(index)]
