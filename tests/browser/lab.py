@@ -5,8 +5,8 @@
     assert notebook.errors() == []
 
 Nothing of the developer's is read or written: settings, workspaces, kernels' histories and the copies lie in a
-temporary folder. What the page complains of, and each request that leaves this machine, is collected in `troubles`; the fixture
-`lab` (conftest.py) fails a test that leaves any behind.
+temporary folder. What the page complains of, and each request that leaves this machine, is collected in `troubles`; the
+fixture `lab` (conftest.py) fails a test that leaves any behind.
 """
 
 import json
@@ -287,6 +287,7 @@ class Notebook:
         """ "JupyterLab Dark" or "JupyterLab Light"."""
         self.command("apputils:change-theme", {"theme": name})
         self.page.wait_for_function("(name) => document.body.dataset.jpThemeName === name", arg=name)
+        self.page.wait_for_selector("#jupyterlab-splash", state="detached")
 
     def model(self) -> dict:
         """The notebook as Lab holds it, as nbformat would write it."""
