@@ -25,6 +25,7 @@ TERMS = len(COLOURS)  # curves at most
 TASKS = 12  # rows and columns of the matrix at most: of more tasks, some are shown
 WIDE, HIGH = 380, 160  # pixels of the loss curves, and of their axes:
 LEFT, RIGHT, TOP, BOTTOM = 46, WIDE - 6, 6, HIGH - 20
+PAD = "padding:1px 6px;white-space:nowrap"
 MARKS = 40  # lines where tasks begin, at most
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 4", "1 4")
 
@@ -245,11 +246,11 @@ def matrix(rows: Sequence[Sequence[float]], head: str, chance: float) -> str:
         return ""
     some = _some(len(rows[-1]))
     columns = [i for i in some if any(not math.isnan(row[i]) for row in rows)]
-    heads = "".join(f'<th scope="col">task {i + 1}</th>' for i in columns)
+    heads = "".join(f'<th scope="col" style="{PAD}">task {i + 1}</th>' for i in columns)
     lines = []
     for t in sorted({*(i for i in some if i < len(rows)), len(rows) - 1}):
         cells = "".join(_cell(rows[t][i]) for i in columns)
-        lines.append(f'<tr><th scope="row">after task {t + 1}</th>{cells}</tr>')
+        lines.append(f'<tr><th scope="row" style="{PAD}">after task {t + 1}</th>{cells}</tr>')
     left_out = f" Some of {len(rows[-1])} tasks." if len(some) < len(rows[-1]) else ""
     caption = f"Accuracy (%) on each task, head {head}; chance now {chance:.1f} %.{left_out}"
     return (
@@ -267,4 +268,4 @@ def _cell(value: float) -> str:
     """A figure, under it as much blue as it is high: the figure counts, and stays readable in either theme."""
     if math.isnan(value):
         return "<td></td>"
-    return f'<td style="text-align:right;background:rgba(0,114,178,{value / 250:.2f})">{value:.1f}</td>'
+    return f'<td style="{PAD};text-align:right;background:rgba(0,114,178,{value / 250:.2f})">{value:.1f}</td>'
