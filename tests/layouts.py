@@ -263,7 +263,9 @@ def parquet(root: Path) -> None:
         Dataset.from_dict(columns, features=kinds).to_parquet(str(root / f"{part}-00000-of-00001.parquet"))
 
 
-LAYOUTS = {name: globals()[name] for name in (*catalogue.entries(), "folder", "parquet")}
+# An entry that is read as plain folders needs no function of its own.
+LAYOUTS = {name: folder if one.reader == "folders" else globals()[name] for name, one in catalogue.entries().items()}
+LAYOUTS |= {"folder": folder, "parquet": parquet}
 
 
 if __name__ == "__main__":
