@@ -122,8 +122,8 @@ def _prepare(output: Any, name: str, folder: Path, figures: dict[str, dict]) -> 
             (folder / f"{stem}.{suffix}").write_bytes(base64.b64decode(data[kind]))
         data[kind] = ""
         output.metadata["filenames"] = {kind: f"{HERE}/{stem}.{suffix}"}
-        alternative = (shown or {}).get("caption") or stem
-        output.metadata[kind] = {**output.metadata.get(kind, {}), "alt": alternative}
+        told = output.metadata.get(kind, {})  # a widget tells what its picture shows
+        output.metadata[kind] = {**told, "alt": (shown or {}).get("caption") or str(told.get("alt", "")) or stem}
     return shown
 
 
