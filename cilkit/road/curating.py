@@ -80,7 +80,10 @@ def curate(
         raise UserError("the rule agreement needs somebody who judges it; give a backbone or text_image")
     decisions = placed(decisions)
     if decisions and not Path(decisions).is_file():
-        raise UserError(f"there is no file of decisions at {decisions!r}; check its path, or give ''")
+        raise UserError(
+            f"there is no file of decisions at {decisions!r}; check its path, give '', or begin it: the first decision "
+            "in a gallery with this file does"
+        )
     by_hand = curation.Decisions(decisions) if decisions else None
     for note in by_hand.notes if by_hand is not None else ():
         print(f"cilkit: {note}", flush=True)

@@ -12,7 +12,7 @@ import numpy as np
 from cilkit.data.imagesets import ImageSet
 from cilkit.errors import UserError, near_name
 from cilkit.synthesis import curation
-from cilkit.synthesis.decisions import ACCEPT, REJECT, WITHDRAWN, Decisions
+from cilkit.synthesis.decisions import ACCEPT, COUNTED, REJECT, WITHDRAWN, Decisions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -224,8 +224,7 @@ class Collection:
             written, before = self._steps.pop()
             rows = []
             for row, old in zip(written, before, strict=True):
-                held = row if row["decision"] != WITHDRAWN else None
-                if self.decisions.get(row["image_id"]) == held:
+                if _said(self.decisions.get(row["image_id"])) == _said(row):
                     none = {"image_id": row["image_id"], "decision": WITHDRAWN, "by": by, "why": "undone"}
                     rows.append({**(old or none), "undone": by})
             if rows:
@@ -256,6 +255,11 @@ class Collection:
             "decision": self.decisions.get(image_id) if self.decisions is not None else None,
             "manifest": manifest_row(self.images, place),
         }
+
+
+def _said(row: dict | None) -> tuple | None:
+    """What a line decides, without its date: an undo writes an older line again."""
+    return None if row is None or row["decision"] == WITHDRAWN else tuple(row.get(key) for key in COUNTED)
 
 
 def _number(value: float) -> float | None:
