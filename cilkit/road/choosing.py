@@ -100,6 +100,8 @@ def arms(chosen: Chosen) -> dict[str, tuple[Run, str]]:
         name, *rest = label.split(", ")
         for head in dict.fromkeys([*(["raw"] if "raw" in run.heads else []), run.default_head]):
             plain = name if head == run.default_head else f"{name}, raw"
+            if run.learner == "slow_learner" and name != "slow learner":  # "rate 0.1" of a 04 parameter file
+                plain = f"slow learner at {plain}"
             title = ", ".join([TITLES.get((name, head), plain), *rest])
             found[title if title == label or title not in {*found, *chosen} else f"{label}, {head}"] = (run, head)
     return found
@@ -254,7 +256,7 @@ def _table(found: Sequence[_Found]) -> pd.DataFrame:
         row |= {"kind": stream.get("kind", "tasks"), "order": stream.get("order_seed")}
         row |= {"initialisation": run.settings.get("seed_init"), "data order": run.settings.get("seed_data")}
         rows.append(row | {"tasks": run.n_tasks, "stream": _stream(run), "place": _place(run)})
-    table = pd.DataFrame(rows, columns=COLUMNS).astype(object)
+    table = pd.DataFrame(rows, columns=COLUMNS, dtype=object)
     return table.set_axis(pd.Index(_labels(table, found), name="run"))
 
 
