@@ -85,6 +85,16 @@ def test_asserts_something_and_ends_with_what_was_seen(path):
 
 
 @each_notebook
+def test_ends_with_what_to_try_next(path):
+    """Two things at least, each with a parameter, a command or a link, before the way to the next notebook."""
+    last = _read(path).cells[-1].source
+    assert "\n**Try next**\n" in last
+    tried = last.partition("**Try next**")[2].partition("\nNext: ")[0]
+    items = re.split(r"^- ", tried, flags=re.MULTILINE)[1:]
+    assert len(items) >= 2 and all(re.search(r"`[^`]+`|\]\(", item) for item in items)
+
+
+@each_notebook
 def test_links_lead_somewhere_and_no_path_is_absolute(path):
     for cell in _read(path).cells:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", cell.source if cell.cell_type == "markdown" else ""):
