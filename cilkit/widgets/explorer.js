@@ -2,12 +2,15 @@
 // What is chosen (runs, class, stage, filter, page, image) is in `now`; whatever changes it draws what depends on it.
 
 const percent = (share) => `${Math.round(100 * share)} %`;
-const fixed = (value) => (value === null || value === undefined ? "" : typeof value === "number" ? String(value) : String(value));
+const fixed = (value) => (value === null || value === undefined ? "" : String(value));
+const OURS = new Set(["Enter", " ", "Home", "End", "ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", "PageUp", "PageDown"]);
 const LISTED = 100; // rows of the chooser that are drawn at a time
 
 function render({ model, el: root }) {
   root.classList.add("ck", "ck-explorer");
-  root.setAttribute("data-lm-suppress-shortcuts", "true"); // else JupyterLab takes Enter and the arrows for itself
+  // Else JupyterLab takes Enter and the arrows for itself: its shortcuts, and then the notebook that holds the output.
+  root.setAttribute("data-lm-suppress-shortcuts", "true");
+  root.addEventListener("keydown", (event) => OURS.has(event.key) && event.stopPropagation());
   const [line, say] = speaker();
   const known = new Map(); // label -> what the kernel said of the run
   const maps = new Map(); // "label head" -> its map
@@ -200,7 +203,7 @@ function render({ model, el: root }) {
     const cards = found.cards.map((card, place) => oneCard(card, found.buffers[place]));
     detail.replaceChildren(
       el("h4", {}, `${title}: ${what}`), ...took, ...found.notes.map((note) => el("p", {}, note)),
-      el("div", { class: "ck-cards" }, ...cards), pager(found),
+      el("div", { class: "ck-cards" }, ...cards), ...pager(found),
     );
     say(`${title}: ${what}. ${now.shown.map(([label], place) => tookWords(label, found.confusions[place])).join(" ")}`);
     if (now.image !== null) drawStory();
@@ -237,12 +240,12 @@ function render({ model, el: root }) {
   }
 
   function pager(found) {
-    if (found.pages < 2) return null;
+    if (found.pages < 2) return [];
     const turnTo = (page) => { now.page = page; drawImages(); };
-    return el("div", { class: "ck-bar" },
+    return [el("div", { class: "ck-bar" },
       el("button", { disabled: found.page === 0, onclick: () => turnTo(found.page - 1) }, "previous page"),
       `page ${found.page + 1} of ${found.pages}`,
-      el("button", { disabled: found.page + 1 >= found.pages, onclick: () => turnTo(found.page + 1) }, "next page"));
+      el("button", { disabled: found.page + 1 >= found.pages, onclick: () => turnTo(found.page + 1) }, "next page"))];
   }
 
   // ---------------------------------------------------------------- one image through time
