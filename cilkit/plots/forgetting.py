@@ -36,7 +36,7 @@ def accuracy_heat_maps(
         raise UserError("accuracy matrices of no arms cannot be drawn; give at least one.")
     shown = list(matrices.items())[:at_most]
     title += panels.left_out(len(matrices), at_most, "arms")
-    figure, places = panels.grid(len(shown), 3 if len(shown) <= 6 else 4, 2.5, 2.5, title, share=False)
+    figure, places = panels.grid(len(shown), {4: 2}.get(len(shown), 3 if len(shown) <= 6 else 4), 2.5, 2.5, title)
     for axes, (arm, matrix) in zip(places, shown, strict=True):
         picture = panels.small_heat_map(axes, matrix.to_numpy(float))
         axes.set_title(plotstyle.wrapped(short(arm, 48), 30), fontsize=8)
@@ -67,21 +67,12 @@ def changes(
         n for n in dict.fromkeys(table[names]) if n not in {*arms[0][1][names]}
     ]
     place = {name: at for at, name in enumerate(order)}
-    figure, places = panels.grid(len(rows), 1, max(5.5, min(9.5, 0.55 * len(order) + 2.5)), 1.65, title + note)
+    figure, places = panels.grid(len(rows), 1, max(5.5, min(9.5, 0.55 * len(order) + 2.5)), 1.65, title + note, True)
     for axes, (column, label) in zip(places, rows.items(), strict=True):
-        for k, (arm, part) in enumerate(arms):
-            at = part[names].map(place).to_numpy()
-            style = plotstyle.style_of(arm)
-            if len(order) <= FEW_NAMES:
-                width = 0.8 / len(arms)
-                at = at + (k - (len(arms) - 1) / 2) * width
-                axes.bar(at, part[column], 0.92 * width, color=style["color"], label=short(arm, 40) or None)
-                axes.plot(at, part[column], style["marker"], color="black", markersize=2.5)
-            else:
-                axes.plot(at, part[column], style["marker"], color=style["color"], markersize=3.5, alpha=0.8,
-                          label=short(arm, 40) or None)  # fmt: skip
+        _draw_changes(axes, arms, column, names, place)
         if column == "learned":
-            panels.references(axes, chance, joint)
+            plotstyle.references(axes, chance, joint)
+            panels.from_zero([axes])
         else:
             axes.axhline(0, color="black", linewidth=0.8)
         axes.set_ylabel(label, fontsize=8)
@@ -90,6 +81,24 @@ def changes(
     if arms[0][0] or chance is not None or joint is not None:
         panels.legend_below(figure, places[0])
     return figure
+
+
+def _draw_changes(axes, arms, column: str, names: str, place: dict) -> None:
+    """Bars of few names, hatched where an arm's colour is taken by an earlier one; points of many."""
+    look, colours = panels.styles([arm for arm, _ in arms]), []
+    for k, (arm, part) in enumerate(arms):
+        at, style = part[names].map(place).to_numpy(float), look[arm]
+        label = short(arm, 40) or None
+        if len(place) <= FEW_NAMES:
+            width = 0.8 / len(arms)
+            at += (k - (len(arms) - 1) / 2) * width
+            hatch = ("", "////", "....", "xxxx", "----", "++++")[colours.count(style["color"]) % 6]
+            axes.bar(at, part[column], 0.92 * width, color=style["color"], hatch=hatch, edgecolor="white", linewidth=0,
+                     label=label)  # fmt: skip
+        else:
+            points = {"color": style["color"], "marker": style["marker"], "linestyle": "none"}
+            axes.plot(at, part[column], markersize=3.5, alpha=0.8, label=label, **points)
+        colours.append(style["color"])
 
 
 def _name_places(places, arms, names: str, order: list) -> None:
@@ -135,7 +144,7 @@ def flow_maps(
         title += f"\n({at_most} of {len(stages)} stages; the table has all)"
         stages = [stages[at] for at in np.linspace(0, len(stages) - 1, at_most).round().astype(int)]
     n = int(table["after_task"].max())
-    figure, places = panels.grid(len(stages), 3 if len(stages) <= 6 else 4, 2.5, 2.5, title, share=False)
+    figure, places = panels.grid(len(stages), {4: 2}.get(len(stages), 3 if len(stages) <= 6 else 4), 2.5, 2.5, title)
     for axes, stage in zip(places, stages, strict=True):
         values = np.full((n, n), np.nan)
         part = table[table["after_task"] == stage]
@@ -193,12 +202,11 @@ def recency_curves(
     }
     wanted = {name: what for name, what in wanted.items() if name in table and table[name].notna().any()}
     arms, note = panels.arms_of(table, at_most)
-    figure, places = panels.grid(len(wanted), 3, 3.0, 2.6, title + note, share=False)
+    figure, places = panels.grid(len(wanted), 3, 3.2, 2.8, title + note)
     for axes, (column, (label, none)) in zip(places, wanted.items(), strict=True):
-        for arm, rows in arms:
-            panels.line(axes, rows["after_task"], rows[column], arm)
+        panels.lines(axes, arms, "after_task", column)
         axes.axhline(none, color="black", linewidth=0.9)
-        axes.set_ylabel(label, fontsize=8)
+        axes.set_ylabel(label, fontsize=7.5)
         panels.stages(axes, table["after_task"])
     panels.legend_below(figure, places[0])
     return figure
@@ -215,7 +223,7 @@ def weight_norms(
     from matplotlib import colormaps
 
     arms, note = panels.arms_of(table, at_most)
-    figure, places = panels.grid(len(arms), 3, 2.9, 2.4, title + note)
+    figure, places = panels.grid(len(arms), 3, 2.9, 2.4, title + note, True, True)
     stages = sorted({*table["after_task"]})
     chosen = [stages[at] for at in sorted({*np.linspace(0, len(stages) - 1, STAGES_SHOWN).round().astype(int)})]
     for axes, (arm, rows) in zip(places, arms, strict=True):
@@ -229,8 +237,9 @@ def weight_norms(
             shade = colormaps["cividis"](0.85 * (1 - k / max(1, len(chosen) - 1)))
             style = {"color": shade, "marker": plotstyle.MARKERS[k % 6], "markersize": 4}
             axes.plot(part["task"], part["norm"], label=f"after task {stage}", **style)
-        axes.set_ylim(0, None)
-    places[0].set_ylabel("mean length of weights")
+    panels.from_zero(places)
+    for axes in places[::3]:
+        axes.set_ylabel("mean length of weights")
     panels.legend_below(figure, places[0], columns=5)
     return figure
 
@@ -247,15 +256,16 @@ def alignment(
 
     by_stage, by_task: `analysis.alignment_by_stage` and `_by_task` of one run. chance by stage holds left only.
     """
-    figure, (left, right) = panels.grid(2, 2, 3.9, 3.0, title, share=False)
+    figure, (left, right) = panels.grid(2, 2, 3.9, 3.0, title)
     styles = {"before": (1, "o", ":"), "after": (2, "s", "-")}
     for name, (place, marker, linestyle) in styles.items():
         look = {"color": plotstyle.colour(place), "marker": marker, "markersize": 5}
         left.plot(by_stage["after_task"], by_stage[name], linestyle=linestyle, label=f"{name} alignment", **look)
         right.plot(by_task["task"], by_task[name], linestyle="none", **look)
     right.vlines(by_task["task"], by_task["before"], by_task["after"], color="#999999", linewidth=1.2, zorder=0)
-    panels.references(left, chance, joint)
-    panels.references(right, None if isinstance(chance, Mapping) else chance, joint)
+    plotstyle.references(left, chance, joint)
+    plotstyle.references(right, None if isinstance(chance, Mapping) else chance, joint)
+    panels.from_zero([left, right])
     panels.stages(left, by_stage["after_task"])
     panels.stages(right, by_task["task"], "task, after the last one")
     left.set_ylabel("accuracy on all classes seen (%)")
@@ -272,17 +282,16 @@ def calibration_curves(
 ) -> "Figure":
     """Calibration error and negative log-likelihood over stages. table: `analysis.calibration_by_stage`."""
     arms, note = panels.arms_of(table, at_most)
-    figure, places = panels.grid(2, 2, 3.6, 2.7, title + note, share=False)
+    figure, places = panels.grid(2, 2, 3.6, 2.7, title + note)
     labels = {
         "calibration_error": "calibration error (points)",
         "negative_log_likelihood": "negative log-likelihood (nats)",
     }
     for axes, (column, label) in zip(places, labels.items(), strict=True):
-        for arm, rows in arms:
-            panels.line(axes, rows["after_task"], rows[column], arm)
+        panels.lines(axes, arms, "after_task", column)
         axes.set_ylabel(label)
-        axes.set_ylim(0, None)
         panels.stages(axes, table["after_task"])
+    panels.from_zero(places)
     panels.legend_below(figure, places[0])
     return figure
 
@@ -308,15 +317,16 @@ def head_and_representation(
         "crossfit_nearest_mean": ("nearest mean, cross-fitted on test features", 2, "D", "-."),
     }
     arms, note = panels.arms_of(table, at_most)
-    figure, places = panels.grid(len(arms), 3, 3.0 if len(arms) > 1 else 5.4, 2.5, title + note)
+    figure, places = panels.grid(len(arms), 3, 3.0 if len(arms) > 1 else 5.4, 2.5, title + note, True, True)
     for axes, (arm, rows) in zip(places, arms, strict=True):
         for column, (label, place, marker, linestyle) in lines.items():
             style = {"color": plotstyle.colour(place), "marker": marker, "linestyle": linestyle, "markersize": 4.5}
             axes.plot(rows["after_task"], rows[column], label=label, **style)
-        panels.references(axes, chance, joint)
+        plotstyle.references(axes, chance, joint)
         axes.set_title(plotstyle.wrapped(short(arm, 48), 34), fontsize=8)
         panels.stages(axes, table["after_task"])
-    for axes in places[:: min(3, len(places))]:
+    panels.from_zero(places)
+    for axes in places[::3]:
         axes.set_ylabel("accuracy on all\nclasses seen (%)")
     panels.legend_below(figure, places[0], columns=2)
     return figure
@@ -330,14 +340,22 @@ def heads_beside_probes(
     joint: float | None = None,
     at_most: int = panels.MOST,
 ) -> "Figure":
-    """A group of bars an arm: its heads, and probes trained on all images. table: `analysis.heads_beside_probes`."""
+    """A row an arm: its heads, and probes trained on all training images. table: `analysis.heads_beside_probes`."""
     if not len(table):
         raise UserError("a figure of an empty table cannot be drawn; it needs at least one row.")
     shown = table.head(at_most).dropna(axis=1, how="all")
-    heights = {str(column): shown[column].to_numpy(float) for column in shown}
-    figure, axes = parts.bars([short(name, 36) for name in shown.index], heights)
-    plotstyle.references(axes, chance, joint)
-    axes.set(ylabel="last accuracy (%)", title=title + panels.left_out(len(table), at_most, "arms"))
+    figure, axes = plotstyle.figure(7.6, 0.42 * len(shown) + max(1.4, 0.2 * len(shown.columns)))
+    rows = np.arange(len(shown))
+    for k, column in enumerate(shown):
+        style = {"color": plotstyle.colour(k), "marker": plotstyle.MARKERS[k % 6], "markersize": 7 - 0.4 * (k > 1)}
+        axes.plot(shown[column], rows, linestyle="none", label=plotstyle.wrapped(short(column, 60), 26), **style)
+    for value, linestyle, name in ((joint, "--", "joint training"), (chance, ":", "chance")):
+        if value is not None:
+            axes.axvline(value, color="black", linestyle=linestyle, linewidth=1.1, label=f"{name} ({value:.1f})")
+    axes.set_yticks(rows, [plotstyle.wrapped(short(name, 60), 30) for name in shown.index])
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_xlim(0, None)
+    axes.set(xlabel="last accuracy (%)", title=title + panels.left_out(len(table), at_most, "arms"))
     plotstyle.legend_beside(axes)
     return figure
 
@@ -356,11 +374,10 @@ def feature_drift(
     table: `analysis.feature_drift`.
     """
     arms, note = panels.arms_of(table[table["earlier"] == 1], at_most)
-    figure, places = panels.grid(2, 2, 3.6, 2.7, title + note, share=False)
+    figure, places = panels.grid(2, 2, 3.6, 2.7, title + note)
     labels = {"cka": ("linear CKA with task 1 (0 … 1)", 1.03), "angle_mean": ("mean angle to task 1 (degrees)", 92)}
     for axes, (column, (label, top)) in zip(places, labels.items(), strict=True):
-        for arm, rows in arms:
-            panels.line(axes, rows["later"], rows[column], arm)
+        panels.lines(axes, arms, "later", column)
         axes.set_ylabel(label)
         axes.set_ylim(0, top)
         panels.stages(axes, table["later"])
@@ -379,14 +396,15 @@ def class_drift(
     table: "pd.DataFrame", title: str = "How far have the class means moved?", at_most: int = panels.MOST
 ) -> "Figure":
     """A line an arm: mean over old classes of the distance to where they were learnt. `analysis.class_mean_drift`."""
-    arms, note = panels.arms_of(table[table["after_task"] > table["task"]], at_most)
+    old = table[table["after_task"] > table["task"]]
+    keys = [name for name in ("arm", "after_task") if name in table]
+    means = old.groupby(keys, sort=False, as_index=False)["relative"].mean()
+    arms, note = panels.arms_of(means, at_most)
     figure, axes = plotstyle.figure(6.4, 3.2)
-    for arm, rows in arms:
-        mean = rows.groupby("after_task")["relative"].mean()
-        panels.line(axes, mean.index, mean, arm)
+    panels.lines(axes, arms, "after_task", "relative")
     axes.set(ylabel="moved since learnt\n(distance / spread of the class)", title=title + note)
-    axes.set_ylim(0, None)
-    panels.stages(axes, table["after_task"])
+    panels.stages(axes, old["after_task"])
+    panels.from_zero([axes])
     if arms[0][0]:
         plotstyle.legend_beside(axes)
     return figure

@@ -1,6 +1,6 @@
 """Several small panels of one scale: what the figures of forgetting share. All draw inside `plotstyle.styled`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,14 +37,14 @@ def short(text: object, n: int = 24) -> str:
     return text if len(text) <= n else text[: n - 1] + "…"
 
 
-def grid(n: int, columns: int, width: float, height: float, title: str, share: bool = True, above: float = 0.45):
+def grid(n: int, columns: int, width: float, height: float, title: str, share_x: bool = False, share_y: bool = False):
     """A figure of n panels of width × height inches, at most `columns` a row, under one title: figure, panels."""
     from matplotlib.figure import Figure
 
     columns = min(n, columns)
     rows = -(-n // columns)
-    figure = Figure(figsize=(columns * width, rows * height + above), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).ravel())
+    figure = Figure(figsize=(columns * width, rows * height + 0.45), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=share_x, sharey=share_y).ravel())
     for spare in panels[n:]:
         spare.set_visible(False)
     for panel in panels[max(0, n - columns) : n]:  # a column's last panel names the x axis, also above a spare one
@@ -53,9 +53,23 @@ def grid(n: int, columns: int, width: float, height: float, title: str, share: b
     return figure, panels[:n]
 
 
-def line(axes: "Axes", x, y, arm: str, label: str | None = None) -> None:
-    """One arm's line in the arm's own style."""
-    axes.plot(x, y, markersize=4.5, label=label or short(arm, 40) or None, **plotstyle.style_of(arm))
+def styles(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Each name's own style (`plotstyle.style_of`), another marker where colour and marker are taken already."""
+    found, taken = {}, set()
+    for name in names:
+        style = plotstyle.style_of(str(name))
+        free = [mark for mark in style["marker"] + plotstyle.MARKERS if (style["color"], mark) not in taken]
+        style = style | {"marker": free[0] if free else style["marker"]}
+        taken.add((style["color"], style["marker"]))
+        found[name] = style
+    return found
+
+
+def lines(axes: "Axes", arms: "Sequence[tuple[str, pd.DataFrame]]", x: str, y: str) -> None:
+    """A line an arm, in the arm's own style."""
+    look = styles([arm for arm, _ in arms])
+    for arm, rows in arms:
+        axes.plot(rows[x], rows[y], markersize=4.5, label=short(arm, 40) or None, **look[arm])
 
 
 def stages(axes: "Axes", values: Sequence[int], label: str = "after learning task") -> None:
@@ -106,7 +120,8 @@ def marked_bar(figure: "Figure", picture, panels, unit: str, chance: float | Non
     return bar
 
 
-def references(axes: "Axes", chance: Mapping[float, float] | float | None, joint: float | None) -> None:
-    """`plotstyle.references`, and room for both lines."""
-    plotstyle.references(axes, chance, joint)
-    axes.set_ylim(0, None)
+def from_zero(places: "Sequence[Axes]") -> None:
+    """The y axes begin at 0, and reach what was drawn in any panel that shares them. Call it last."""
+    top = {axes: axes.get_ylim()[1] for axes in places}
+    for axes, value in top.items():
+        axes.set_ylim(0, value)

@@ -7,7 +7,7 @@ import numpy as np
 
 from cilkit import metrics, plotstyle
 from cilkit.errors import UserError
-from cilkit.plots.panels import short
+from cilkit.plots.panels import left_out, short, styles
 from cilkit.plotstyle import styled
 
 if TYPE_CHECKING:
@@ -65,9 +65,10 @@ def stability_plasticity(
         raise UserError("a figure of an empty table cannot be drawn; it needs at least one row.")
     figure, axes = _lettered(table.reset_index(drop=True), "plasticity", y, table["label"].astype(str).tolist())
     front = table[on_front(-table["plasticity"], table[y])].sort_values("plasticity")
-    if len(front) > 1:
-        style = {"color": "#666666", "linewidth": 1.3, "zorder": 0}
-        axes.step(front["plasticity"], front[y], where="pre", label="front: no run learns and keeps more", **style)
+    style = {"color": "#666666", "linewidth": 1.3, "zorder": 0}
+    left, low = table["plasticity"].min(), table[y].min()
+    xs, ys = [left, *front["plasticity"], front["plasticity"].max()], [front[y].max(), *front[y], low]
+    axes.step(xs, ys, where="pre", label="front: no run learns and keeps more", **style)
     if y == "last_on_old":
         plotstyle.references(axes, chance, joint)
     for value, linestyle in ((chance, ":"), (joint, "--")):
@@ -112,8 +113,9 @@ def paired_differences(
     axes.set_yticks(range(len(shown)), [plotstyle.wrapped(short(arm, 60), 32) for arm in shown[name]])
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    left_out = f"\n(the first {at_most} of {len(table)} arms; the table has all)" if len(table) > at_most else ""
-    axes.set(xlabel=f"{value}: arm − baseline, mean and 95 % interval ({unit})", title=title + left_out)
+    axes.text(1.02, 1.01, "pairs, Holm's p (Wilcoxon)", transform=axes.transAxes, va="bottom", fontsize=7.5)
+    axes.set(xlabel=f"{value}: arm − baseline, mean and 95 % interval ({unit})")
+    axes.set_title(title + left_out(len(table), at_most, "arms"))
     return figure
 
 
@@ -122,8 +124,11 @@ def _lettered(table: "pd.DataFrame", x: str, y: str, labels: list[str]):
     wrapped = [plotstyle.wrapped(short(label, 80), 40) for label in labels]
     height = 0.8 + 0.17 * sum(1.2 + label.count("\n") for label in wrapped)
     figure, axes = plotstyle.figure(7.8, min(12.0, max(3.8, height)))  # the legend has to fit
+    names = table["arm"].astype(str).tolist()
+    distinct = styles([*dict.fromkeys(names)])
+    look = [distinct[name] for name in names]
     for at, (row, label) in enumerate(zip(table.to_dict("records"), wrapped, strict=True)):
-        style = plotstyle.style_of(str(row.get("arm", label))) | {"linestyle": "none", "markersize": 7}
+        style = look[at] | {"linestyle": "none", "markersize": 7}
         axes.plot(row[x], row[y], label=f"{LETTERS[at]}  {label}", **style)
         axes.annotate(LETTERS[at], (row[x], row[y]), (5, 4), textcoords="offset points", fontsize=8, weight="bold")
     return figure, axes
