@@ -5,9 +5,9 @@
 The sets are JPEGs of 128 pixels (64 of smooth noise under many names) in shards of 1,000, with painted thumbnails, and
 random scores. Pages are asked for as the view asks: sixty images that a sort by score has scattered over all shards.
 The straightforward way decodes the sixty originals and puts them into the notebook as PNGs in `<img>`; its notebook
-holds `--plain` images, and is scaled to the gallery's number. Notebooks are executed by nbclient and saved with widgets'
-state. The last line is JSON; its value is the slowest page of the largest set, in seconds. About two minutes on two
-cores, most of them to write the sets (700 MB in a temporary folder).
+holds `--plain` images, and is scaled to the gallery's number. Notebooks are executed by nbclient and saved with the
+widgets' state. The last line is JSON; its value is the slowest page of the largest set, in seconds. Half a minute on
+two cores; the sets take 700 MB of a temporary folder.
 """
 
 import argparse

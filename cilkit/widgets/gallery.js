@@ -23,12 +23,12 @@ const images = (count) => `${number(count)} image${count === 1 ? "" : "s"}`;
 
 function choice(name, texts, chosen, changed) {
   const options = texts.map(([value, text]) => el("option", { value, selected: value === chosen }, text));
-  const select = el("select", { onchange: () => changed(select.value) }, ...options);
+  const select = el("select", { "aria-label": name, onchange: () => changed(select.value) }, ...options);
   return [el("label", { class: "ckg-field" }, el("span", {}, name), select), select];
 }
 
 function field(name, attributes) {
-  const input = el("input", attributes);
+  const input = el("input", { "aria-label": name, ...attributes });
   return [el("label", { class: "ckg-field" }, el("span", {}, name), input), input];
 }
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PAGES = (1, 500)  # images on a page, from … to
 NEAREST = 6  # real images beside a painted one
+ORDERS = {ORDER: "in the set's order", SUSPECT: "what the rules leave out first, then the least sharp"}
 PLANS = 20  # counted bulk decisions that may still be confirmed
 
 
@@ -66,8 +67,8 @@ class Gallery(View):
 
     def still(self) -> bytes:
         first = self._first()
-        pairs = zip(self._tiles(first), self._thumbs.encoded(first), strict=True)
-        said = [sheets.Tile(picture, tile["class"], tile["state"]) for tile, picture in pairs]
+        pairs = zip(self._tiles(first, self.query.sort), self._thumbs.encoded(first), strict=True)
+        said = [sheets.Tile(picture, tile["class"], tile["state"], _more(tile)) for tile, picture in pairs]
         return sheets.sheet(said, self._headline())
 
     def words(self) -> str:
@@ -82,15 +83,12 @@ class Gallery(View):
         shown, total = len(self._first()), len(self.collection.select(self.query))
         _, accepted, rejected = self.collection.progress().sum(axis=0).tolist()
         query = self.query
-        order = (
-            query.sort if query.sort == ORDER else f"{query.sort}, {'descending' if query.descending else 'ascending'}"
-        )
+        order = ORDERS.get(query.sort, f"by {query.sort}, {'descending' if query.descending else 'ascending'}")
         asked = [text for text in (query.class_name, query.decision, query.verdict) if text]
         under = f" ({', '.join(asked)})" if asked else ""
         decided = f"{accepted + rejected:,} of {len(self.collection):,} decided"
         return (
-            f"{shown:,} of {total:,} images{under}, by {order}. "
-            f"{decided}: {accepted:,} accepted, {rejected:,} rejected."
+            f"{shown:,} of {total:,} images{under}, {order}. {decided}: {accepted:,} accepted, {rejected:,} rejected."
         )
 
     # ---- what the view asks
@@ -229,6 +227,13 @@ class Gallery(View):
                 "score": None if np.isnan(value) else float(value),
             }
         return told
+
+
+def _more(tile: dict[str, Any]) -> str:
+    """Why the rules leave an image out, or the score by which it stands where it does."""
+    if tile["verdict"] not in ("", KEPT, NOT_SCORED):
+        return tile["verdict"]
+    return "" if tile["score"] is None else f"{tile['scored']} {tile['score']:.3g}"
 
 
 def _query(asked: dict) -> Query:

@@ -12,7 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 from cilkit.plotstyle import COLOURS
 
 LIMIT = 150_000  # bytes, at most: the sheet is saved with the notebook
-TRIES = ((64, 128), (64, 48), (48, 48), (48, 24), (32, 24))  # pixels of a picture and colours, until it is small enough
+TRIES = (
+    (64, 256),
+    (64, 128),
+    (64, 48),
+    (48, 48),
+    (48, 24),
+    (32, 24),
+)  # pixels of a picture and colours, until it is small enough
 TILE = 84  # pixels from one picture to the next
 LINE = 11  # and from one line of text to the next
 INK, FAINT, PAPER = "#1b1b1b", "#55595e", "#ffffff"
@@ -22,11 +29,12 @@ LOOKS = {"undecided": ("·", FAINT, 1, 0), "accepted": ("✓", COLOURS[0], 3, 0)
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of the sheet: its encoded image, the text under it, and its state, a key of LOOKS."""
+    """One picture of the sheet: its encoded image, the texts under it, and its state, a key of LOOKS."""
 
     image: bytes
     name: str
     state: str
+    more: str = ""
 
 
 def sheet(tiles: Sequence[Tile], title: str, columns: int = 10, limit: int = LIMIT) -> bytes:
@@ -46,7 +54,7 @@ def sheet(tiles: Sequence[Tile], title: str, columns: int = 10, limit: int = LIM
 def _drawn(tiles: Sequence[Tile], pictures: list, title: str, columns: int, side: int) -> Image.Image:
     font = _font(10)
     columns = max(4, min(columns, len(tiles)))
-    high = side + 2 * LINE + 14
+    high = side + 3 * LINE + 16
     titles = _wrapped(title, columns * TILE - 8, font)
     top = LINE * len(titles) + 10
     rows = -(-len(tiles) // columns)
@@ -61,7 +69,7 @@ def _drawn(tiles: Sequence[Tile], pictures: list, title: str, columns: int, side
 
 
 def _tile(canvas, draw, tile: Tile, picture, left: int, upper: int, side: int, font) -> None:
-    """A picture in the middle of its tile, its border, and two lines: what it is and what was decided."""
+    """A picture in the middle of its tile, its border, and three lines: what it is, what was decided, and more."""
     sign, colour, width, dash = LOOKS[tile.state]
     scale = side / max(picture.size)
     small = picture.resize([max(1, round(scale * length)) for length in picture.size], Image.Resampling.BILINEAR)
@@ -78,7 +86,8 @@ def _tile(canvas, draw, tile: Tile, picture, left: int, upper: int, side: int, f
                 (frame[2] - width + 1, frame[1] + at, frame[2], frame[1] + at + dash - 1),
             ):
                 draw.rectangle((box[0], box[1], min(box[2], frame[2]), min(box[3], frame[3])), fill=PAPER)
-    for number, (text, ink) in enumerate(((tile.name, INK), (f"{sign} {tile.state}", colour))):
+    lines = ((tile.name, INK), (f"{sign} {tile.state}", colour), (tile.more, FAINT))
+    for number, (text, ink) in enumerate(lines):
         text = _cut(text, TILE - 4, font)
         draw.text((left + TILE // 2, upper + side + 8 + number * LINE), text, ink, font, anchor="ma")
 
