@@ -37,4 +37,5 @@ from cilkit.plots.points import arms_comparison as arms_comparison
 from cilkit.plots.standing import gap_scatter as gap_scatter
 from cilkit.plots.standing import paired_differences as paired_differences
 from cilkit.plots.standing import stability_plasticity as stability_plasticity
+from cilkit.plots.stories import mind_changes as mind_changes
 from cilkit.plotstyle import save as save

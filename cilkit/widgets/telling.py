@@ -132,3 +132,20 @@ def story_table(run: Run, image: int, head: str = ""):
         if line
     ]
     return pd.DataFrame(rows)
+
+
+def changed_minds(run: Run, head: str = "", count: int = 1) -> list[int]:
+    """Test images that were answered rightly after some task and wrongly at the end, the surest of being right first.
+
+    Places in the benchmark's test set; fewer than `count` where there are no more. head: the run's default one without
+    a name.
+    """
+    teller, head = Teller(run), head or run.default_head
+    surest: dict[int, float] = {}
+    for t in range(run.n_tasks):
+        told = teller.told(head, t)
+        for image, share in zip(told.ids[told.right].tolist(), told.true_share[told.right].tolist(), strict=True):
+            surest[image] = max(share, surest.get(image, 0.0))
+    last = teller.told(head, -1)
+    lost = [image for image in last.ids[~last.right].tolist() if image in surest]
+    return sorted(lost, key=lambda image: (-surest[image], image))[:count]
