@@ -17,6 +17,8 @@ from cilkit import stopping
 from cilkit.progress import publish, watched
 
 PROMPT = 0.5  # seconds; what is found sooner needs no button
+GLANCE = 0.2  # seconds between two looks at whether it is over
+SAYS = "cilkit: stopping at the end of this epoch or batch"
 HINT = "Stop at the next epoch or batch; what is finished is kept, and the next run goes on from there"
 
 
@@ -38,12 +40,32 @@ async def background(verb: Callable, *arguments: Any, **settings: Any) -> Any:
         await asyncio.wait({result}, timeout=PROMPT)
         if not result.done():
             with _button(wish):
-                await asyncio.wait({result})
-    except asyncio.CancelledError:  # ■, which a kernel turns into this while a cell awaits
+                await _end_of(result, wish)
+    except asyncio.CancelledError:  # ■ in the first moments, or whoever else cancels the cell
         wish.make()
-        print("cilkit: stopping at the end of this epoch or batch", file=sys.stderr, flush=True)
-        await asyncio.wait({result})
+        await _end_of(result, wish)
     return result.result()
+
+
+async def _end_of(result: asyncio.Future, wish: stopping.Wish) -> None:
+    """Wait for it; an interrupt is a wish to stop.
+
+    A kernel that answers other messages meanwhile puts handlers of its own in place before and after each, and loses
+    those of a cell that awaits where two messages come together: so ours is set again and again.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    before, told = signal.getsignal(signal.SIGINT), False
+    try:
+        while not result.done():
+            if ours:
+                signal.signal(signal.SIGINT, lambda *_: wish.make())
+            await asyncio.wait({result}, timeout=GLANCE)
+            if wish.made and not told:
+                print(SAYS, file=sys.stderr, flush=True)
+                told = True
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 def _in_a_thread(call: Callable[[], Any], wish: stopping.Wish) -> asyncio.Future:
