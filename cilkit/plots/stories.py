@@ -33,7 +33,9 @@ def mind_changes(
             axes.plot(tasks, chance, color="black", linestyle=":", linewidth=1.1, label="chance")
         for row, height in zip(story.itertuples(), answer, strict=True):
             said = f"{'right' if row.right else 'wrong'}:\n{str(row.answer)[:18]}"
-            axes.annotate(said, (row[1], height), (0, 7), textcoords="offset points", ha="center", fontsize=7)
+            ground = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+            where = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(said, (row[1], height), **where, fontsize=7, bbox=ground)
         axes.set_title(label)
         axes.set_xticks(tasks)
         axes.set_xlabel("after learning task")
