@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _KEPT: "WeakKeyDictionary[Run, dict[str, list[Stage]]]" = WeakKeyDictionary()
+_ACCURACIES: "WeakKeyDictionary[Run, dict[str, np.ndarray]]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,10 @@ def _stage(run: Run, t: int, head: str) -> Stage:
 
 def accuracy(run: Run, head: str | None = None) -> np.ndarray:
     """The accuracy matrix in percent, float64 (tasks, tasks), NaN above the diagonal."""
-    matrix = np.array([stage.accuracy for stage in stages(run, head)])
-    matrix[np.triu_indices(len(matrix), 1)] = np.nan
-    return matrix
+    head, kept = head or run.default_head, _ACCURACIES.setdefault(run, {})
+    if head not in kept:  # without the rest of a `Stage`, which takes ten times as long: tables may be of many runs
+        kept[head] = run.accuracy_of(head).to_numpy()
+    return kept[head].copy()
 
 
 def confusions(run: Run, head: str | None = None) -> list[np.ndarray]:
