@@ -119,7 +119,8 @@ function tileOf(told, url, does) {
     const left = told.verdict && !["kept", "not scored"].includes(told.verdict) ? `rules: ${told.verdict}` : "";
     const decided = now.state === "undecided" ? "" : `${now.by ? ` by ${now.by}` : ""}${now.why ? `: ${now.why}` : ""}`;
     node.dataset.state = now.state;
-    state.textContent = `${SIGNS[now.state]} ${now.state}${decided}`;
+    const short = now.why ? `: ${now.why}` : decided; // the tile is narrow; the rest is in its title and label
+    state.textContent = `${SIGNS[now.state]} ${now.state}${short}`;
     more.textContent = [left, score].filter(Boolean).join(", ");
     const lines = [told.class, `${now.state}${decided}`, left, score].filter(Boolean);
     node.title = lines.join("\n");
@@ -242,7 +243,7 @@ function many(model, offer, does) {
   const [what, decision] = choice("Do", verbs, "reject", clear);
   const [of, score] = choice("all with", plain(offer.scores), offer.scores[0], clear);
   const [how, comparison] = choice("that is", plain(["<", "<=", ">", ">="]), "<", clear);
-  const [than, threshold] = field("than", { type: "number", step: "any", required: true, class: "ckg-short" });
+  const [than, threshold] = field("than", { type: "number", step: "any", required: true });
   const again = el("input", { type: "checkbox", onchange: clear });
   threshold.addEventListener("input", clear);
   const count = async (event) => {
