@@ -17,6 +17,8 @@ class Stopped(KeyboardInterrupt):
     A KeyboardInterrupt, so that "Run All" ends instead of going on with the next cell.
     """
 
+    _render_traceback_ = UserError._render_traceback_
+
 
 def near_name(name: object, known: Iterable[str], cutoff: float = 0.4) -> str:
     """ " (did you mean 'slca'?)" for a misspelt name, to stand in a sentence; nothing where no known name is near."""

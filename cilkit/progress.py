@@ -64,6 +64,7 @@ class Block:
             return
         self.due = now + max(HASTE, (now - self.began) / SHARE)
         html, plain = draw()
+        html = f'<div class="mathjax_ignore">{html}</div>'  # a "$" in a name begins no formula
         publish({"text/html": html, "text/plain": plain}, self.id, self.shown)
         self.shown = True
 

@@ -121,7 +121,7 @@ def test_ten_thousand_epochs_are_few_updates_of_one_small_output(clock, seen):
     )
     assert max(len(bundle["text/html"]) for bundle, *_ in seen) < 20_000
     page = Page(seen[-1][0]["text/html"])
-    assert "a run: done in 50 s; accuracy after all tasks 105.0 %, head aligned" in page.text  # (60 + 150) / 2
+    assert "a run: done in 50 s; accuracy after all tasks: 105.0 %, head aligned" in page.text  # (60 + 150) / 2
     assert page.tags.count("details") == 1  # folded: one line until it is clicked
 
 
@@ -212,7 +212,7 @@ def test_a_watched_run_shows_what_is_on_disk(tmp_path, seen):
     with Live("finetune", learner, stream) as live:
         incremental.run_stream(learner, stream, tmp_path, on_moment=live.moment, on_task=live.task)
     whole = cilkit.Run(tmp_path).summary()["last accuracy"]
-    assert f"accuracy after all tasks {whole:.1f} %, head raw" in seen[-1][0]["text/plain"]
+    assert f"accuracy after all tasks: {whole:.1f} %, head raw" in seen[-1][0]["text/plain"]
 
 
 # ---------------------------------------------------------------- who watches
@@ -467,3 +467,18 @@ def test_a_wish_stops_a_bar_where_nothing_has_to_be_kept():
     assert not stopping.asked()
     stopping.check()
     assert os.environ.get("CILKIT_LIVE") is None
+
+
+def test_showing_takes_a_hundredth_of_the_time_however_slow_it_is(clock, seen):
+    block, spent, began = Block(patience=0.0), 0.0, clock[0]
+
+    def slowly():
+        nonlocal spent
+        clock[0] += 0.2
+        spent += 0.2
+        return "", ""
+
+    for _ in range(40_000):
+        clock[0] += 0.005
+        block.show(slowly)
+    assert 0.005 < spent / (clock[0] - began) <= 0.012 and len(seen) > 5

@@ -159,7 +159,7 @@ class Live(Progress):
         says = f"{self.what}: {self.ended}"
         if rows:
             tasks = "all tasks" if len(rows) == len(self.tasks) else f"task {len(rows)} of {len(self.tasks)}"
-            says += f"; accuracy after {tasks} {self._whole(rows):.1f} %, head {self.head}"
+            says += f"; accuracy after {tasks}: {self._whole(rows):.1f} %, head {self.head}"
         panels = self._panels(rows)
         if not panels:
             return f'<div style="{FONT}">{escape(says)}</div>', says

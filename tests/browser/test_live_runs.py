@@ -94,6 +94,8 @@ def test_a_run_is_watched_stopped_and_goes_on(lab, tmp_path, whole, how):
     [error] = notebook.errors()
     assert error.startswith("Stopped: interrupted in task ") and error.endswith("run again to go on")
     assert notebook.outputs(3) == []  # Run All ended
+    [said] = [output["traceback"] for output in notebook.outputs(2) if output["output_type"] == "error"]
+    assert said == [error]  # one sentence, no traceback
     assert parts(tmp_path) and not list(tmp_path.rglob("*.lock"))
     assert page.locator("button:has-text('Stopping')").count() == 0
     blocks = [output for output in notebook.outputs(2) if "text/html" in output.get("data", {})]
