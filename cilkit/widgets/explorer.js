@@ -1,7 +1,7 @@
 // Accuracy of each class after each task; behind a cell its images and answers; behind an image its course.
 // What is chosen (runs, class, stage, filter, page, image) is in `now`; whatever changes it draws what depends on it.
 
-const percent = (share) => `${Math.round(100 * share)} %`;
+const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
 const fixed = (value) => (value === null || value === undefined ? "" : String(value));
 const OURS = new Set(["Enter", " ", "Home", "End", "ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", "PageUp", "PageDown"]);
 const LISTED = 100; // rows of the chooser that are drawn at a time
@@ -314,13 +314,14 @@ function render({ model, el: root }) {
         return sign * (typeof a[column] === "number" && typeof b[column] === "number" ? a[column] - b[column] : String(a[column]).localeCompare(String(b[column])));
       });
     }
-    const heads = choose.columns.map((name, place) => el("th", { scope: "col", "aria-sort": place !== choose.by ? "none" : choose.down ? "descending" : "ascending" },
+    const texts = choose.columns.map((_, place) => choose.rows.some((row) => typeof row[place + 1] === "string"));
+    const heads = choose.columns.map((name, place) => el("th", { scope: "col", class: texts[place] ? "ck-left" : null, "aria-sort": place !== choose.by ? "none" : choose.down ? "descending" : "ascending" },
       el("button", { "data-sort": name, onclick: () => { choose.down = choose.by === place ? !choose.down : true; choose.by = place; listRows(); chooser.querySelector(`[data-sort="${CSS.escape(name)}"]`).focus(); } },
         `${name}${place !== choose.by ? "" : choose.down ? " ▼" : " ▲"}`)));
     const body = rows.slice(0, LISTED).map((row) => el("tr", {},
       el("td", {}, ...[0, 1].map((place) => el("button", { "aria-label": `${place ? "second" : "first"} run: ${row.slice(1).map(fixed).join(", ")}`, onclick: () => pick(row[0], place) }, place ? "second" : "first"))),
       ...row.slice(1).map((value) => el("td", { class: typeof value === "number" ? null : "ck-left" }, fixed(value)))));
-    chooser.querySelector(".ck-count").textContent = rows.length > LISTED ? `${LISTED} of ${rows.length} runs are listed; filter for the others` : `${rows.length} runs`;
+    chooser.querySelector(".ck-count").textContent = rows.length > LISTED ? `${LISTED} of ${rows.length} runs are listed; filter for the others` : `${rows.length} ${rows.length === 1 ? "run" : "runs"}`;
     chooser.querySelector(".ck-scroll").replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "show as"), ...heads)), el("tbody", {}, ...body)));
   }
 
