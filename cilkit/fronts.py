@@ -66,8 +66,9 @@ def accuracy_against(
     if len(front):
         x, y = [*front["cost"], most], [*front["value"], front["value"].iloc[-1]]
         axes.step(x, y, where="post", color="#666666", linewidth=1.3, label="front: no arm is better and cheaper")
-    for number, row in enumerate(table.itertuples()):
-        style = {"color": plotstyle.colour(number), "marker": plotstyle.MARKERS[number % 6], "linestyle": "none"}
+    styles = plotstyle.styles_of(table["arm"])
+    for row in table.itertuples():
+        style = styles[row.arm] | {"linestyle": "none"}
         error = 0.0 if np.isnan(row.spread) else row.spread
         axes.errorbar(place[row.Index], row.value, error, capsize=3, markersize=6, label=labels[row.Index], **style)
         at = (place[row.Index], row.value)

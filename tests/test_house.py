@@ -12,9 +12,9 @@ HOME = Path(__file__).resolve().parent.parent
 CODE = HOME / "cilkit"
 FILES = sorted(CODE.rglob("*.py"))
 GROUND = {"artifacts", "errors", "locks", "progress", "architectures", "phases", "hiding"}  # what both wings stand on
-GROUND |= {"devices", "clusters", "stopping"}
+GROUND |= {"plotstyle", "devices", "clusters", "stopping"}
 SCIENCE = {"data", "realms", "synthesis", "backbones", "pretraining", "learners", "incremental", "metrics", "runs"}
-SCIENCE |= {"analysis", "probes", "plots", "plotstyle", "features", "attachments", "lookahead", "outputs", "outcomes"}
+SCIENCE |= {"analysis", "probes", "plots", "features", "attachments", "lookahead", "outputs", "outcomes"}
 SCIENCE |= {"calibration", "foreign", "precision", "costs", "deciding", "exporting", "fronts"}
 SCIENCE |= {"published", "fidelity", "twins", "masked", "cifar_resnets", "answers", "captioning", "widgets"}
 

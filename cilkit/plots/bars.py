@@ -63,13 +63,22 @@ def confusion_flow(table: "pd.DataFrame", title: str = "Where test images of old
     fates = [column for column in table.columns if column != "after_task"]
     figure, axes = plotstyle.figure(6.6, 3.6)
     base = np.zeros(len(table))
-    fills = (("#009E73", "white"), ("#56B4E9", "black"), ("#E69F00", "black"), ("#D55E00", "white"))
-    for fate, (fill, ink) in zip(fates, fills, strict=True):
+    middle = {"ha": "center", "va": "center", "fontsize": 8}
+    behind = {"boxstyle": "round,pad=0.15", "ec": "none"}  # a number is not read through a pattern
+    fills = (
+        ("#009E73", "white", ""),
+        ("#56B4E9", "black", "//"),
+        ("#E69F00", "black", ".."),
+        ("#D55E00", "white", "xx"),
+    )
+    for fate, (fill, ink, hatch) in zip(fates, fills, strict=True):
         heights = table[fate].to_numpy()
-        axes.bar(table["after_task"], heights, 0.7, bottom=base, color=fill, label=plotstyle.wrapped(fate, 24))
+        look = {"color": fill, "hatch": hatch, "edgecolor": parts.HATCHED, "linewidth": 0}
+        axes.bar(table["after_task"], heights, 0.7, bottom=base, label=plotstyle.wrapped(fate, 24), **look)
         for at, height, low in zip(table["after_task"], heights, base, strict=True):
             if height >= 6:
-                axes.text(at, low + height / 2, f"{height:.0f}", ha="center", va="center", fontsize=8, color=ink)
+                seen = {"color": ink, "bbox": behind | {"fc": fill}, **middle}
+                axes.text(at, low + height / 2, f"{height:.0f}", **seen)
         base = base + heights
     axes.set(xlabel="after learning task", ylabel="share of old classes' images (%)", ylim=(0, 100), title=title)
     axes.set_xticks(table["after_task"])

@@ -29,15 +29,15 @@ def accuracy_curves(
     from cilkit.metrics import mean_interval
 
     figure, axes = plotstyle.figure(6.2, 3.8)
-    for place, (arm, rows) in enumerate(parts.by_arm(table)):
+    arms = parts.by_arm(table)
+    styles = plotstyle.styles_of(arm for arm, _ in arms)
+    for arm, rows in arms:
         intervals = {at: mean_interval(values.to_numpy()) for at, values in rows.groupby(x)[y]}
         at, mean = list(intervals), [i.mean for i in intervals.values()]
-        axes.plot(
-            at, mean, color=plotstyle.colour(place), marker=plotstyle.MARKERS[place % 6], markersize=4.5, label=arm
-        )
+        axes.plot(at, mean, markersize=4.5, label=plotstyle.wrapped(arm, 40), **styles[arm])
         if len({*rows["order"]}) > 1:
             low, high = [i.low for i in intervals.values()], [i.high for i in intervals.values()]
-            axes.fill_between(at, low, high, color=plotstyle.colour(place), alpha=0.15, linewidth=0)
+            axes.fill_between(at, low, high, color=styles[arm]["color"], alpha=0.15, linewidth=0)
     plotstyle.references(axes, chance, joint)
     axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
     if table[x].nunique() <= 12:
@@ -84,8 +84,9 @@ def reliability_diagram(
     figure = Figure(figsize=(5.4, 4.6), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     axes.plot([0, 100], [0, 100], color="black", linewidth=1.1, linestyle="--", label="as sure as right")
-    for place, (arm, table) in enumerate(tables.items()):
-        style = {"color": plotstyle.colour(place), "marker": plotstyle.MARKERS[place % 6], "markersize": 4.5}
+    styles = plotstyle.styles_of(tables)
+    for arm, table in tables.items():
+        style = styles[arm] | {"markersize": 4.5}
         error = (table["images"] * (table["accuracy"] - table["confidence"]).abs()).sum() / table["images"].sum()
         label = plotstyle.wrapped(f"{arm} (error {error:.1f} points)", 24)
         axes.plot(table["confidence"], table["accuracy"], label=label, **style)

@@ -58,9 +58,10 @@ def contact_sheet(
 def domain_scatter(points: "pd.DataFrame", title: str = "Real and synthetic features") -> "Figure":
     """Points x, y of the sets in `analysis.projection`."""
     figure, axes = plotstyle.figure(4.6, 4.0)
-    for place, (name, rows) in enumerate(points.groupby("set", sort=True)):
-        style = {"s": 12, "alpha": 0.55, "linewidth": 0, "marker": plotstyle.MARKERS[place]}
-        axes.scatter(rows["x"], rows["y"], color=plotstyle.colour(place), label=f"{name} ({len(rows)})", **style)
+    styles = plotstyle.styles_of(sorted({*points["set"]}))
+    for name, rows in points.groupby("set", sort=True):
+        style = {"s": 12, "alpha": 0.55, "linewidth": 0} | {key: styles[name][key] for key in ("color", "marker")}
+        axes.scatter(rows["x"], rows["y"], label=f"{name} ({len(rows)})", **style)
     axes.set(xlabel="1st principal direction of the real set", ylabel="2nd principal direction", title=title)
     axes.legend(markerscale=1.8, loc="best")
     return figure
@@ -73,15 +74,18 @@ def histograms(tables: "Mapping[str, pd.DataFrame]", title: str = "", bins: int 
 
     columns = list(next(iter(tables.values())).columns)
     figure = Figure(figsize=(2.3 * len(columns) + 0.6, 2.7), layout="constrained")
+    looks = plotstyle.styles_of(tables)
     panels = figure.subplots(1, len(columns), squeeze=False)[0]
     for axes, column in zip(panels, columns, strict=True):
         edges = np.histogram_bin_edges(np.concatenate([table[column] for table in tables.values()]), bins)
         for place, (name, table) in enumerate(tables.items()):
+            colour = looks[name]["color"]
             weights = np.full(len(table), 100 / len(table))
             style = {
                 "histtype": "stepfilled",
-                "facecolor": plotstyle.colour(place, 0.2),
-                "edgecolor": plotstyle.colour(place),
+                "facecolor": (colour, 0.2),
+                "edgecolor": colour,
+                "linestyle": ("-", "--", "-.", ":")[place % 4],
             }
             axes.hist(table[column], edges, weights=weights, linewidth=1.4, label=name, **style)
         axes.set(xlabel=column, yticks=[])

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+HATCHED = (1, 1, 1, 0.65)  # white lines over a bar's colour, which stays the first thing seen
+
+
 def by_arm(table: "pd.DataFrame") -> list[tuple[str, "pd.DataFrame"]]:
     """Arms in the order in which the table names them."""
     return list(table.groupby("arm", sort=False))
@@ -23,10 +26,13 @@ def bars(names: Sequence[str], heights: Mapping[str, np.ndarray], errors: Mappin
     for_names = 0.5 if crowded else 0.08 * longest + 0.2  # inches
     figure, axes = plotstyle.figure(max(4.2, len(names) * max(0.42 * len(heights), for_names) + 1.8), 3.4)
     width = 0.8 / len(heights)
+    styles = plotstyle.styles_of(heights)
+    hatches = plotstyle.hatches(styles)
     for place, (label, values) in enumerate(heights.items()):
         at = np.arange(len(names)) + (place - (len(heights) - 1) / 2) * width
         error = (errors or {}).get(label)
-        axes.bar(at, values, 0.92 * width, yerr=error, capsize=3, color=plotstyle.colour(place), label=label)
+        look = {"color": styles[label]["color"], "hatch": hatches[label], "edgecolor": HATCHED, "linewidth": 0}
+        axes.bar(at, values, 0.92 * width, yerr=error, capsize=3, label=plotstyle.wrapped(label, 30), **look)
     axes.set_xticks(range(len(names)), [plotstyle.wrapped(name) for name in names], rotation=40 if crowded else 0)
     if crowded:
         for text in axes.get_xticklabels():

@@ -34,14 +34,13 @@ def arms_comparison(
         at = rows["arm"].map({arm: place for place, (arm, _) in enumerate(arms)})
         path = rows.assign(at=at).sort_values("at")
         axes.plot(path["at"], path[value], color="#bbbbbb", linewidth=0.8, zorder=1)
-    for place, (_, rows) in enumerate(arms):
-        interval = mean_interval(rows[value].to_numpy())
-        axes.scatter(
-            [place] * len(rows), rows[value], s=16, color=plotstyle.colour(place), alpha=0.6, linewidth=0, zorder=2
-        )
+    styles = plotstyle.styles_of(arm for arm, _ in arms)
+    for place, (arm, rows) in enumerate(arms):
+        look, interval = styles[arm], mean_interval(rows[value].to_numpy())
+        axes.scatter([place] * len(rows), rows[value], s=16, color=look["color"], alpha=0.6, linewidth=0, zorder=2)
         error = 0 if np.isnan(interval.half_width) else interval.half_width
-        style = {"fmt": plotstyle.MARKERS[place % 6], "markersize": 6, "capsize": 4, "linewidth": 1.8}
-        axes.errorbar(place + 0.2, interval.mean, error, color=plotstyle.colour(place), zorder=3, **style)
+        style = {"fmt": look["marker"], "markersize": 6, "capsize": 4, "linewidth": 1.8}
+        axes.errorbar(place + 0.2, interval.mean, error, color=look["color"], zorder=3, **style)
         axes.annotate(f"{interval.mean:.1f}", (place + 0.27, interval.mean), va="center", fontsize=8, color="#333333")
     plotstyle.references(axes, chance, joint)
     axes.set(ylabel=f"{value} ({unit})", title=title, xlim=(-0.5, len(arms) - 0.1))
@@ -73,16 +72,16 @@ def accuracy_against_bytes(
     sizes = table.groupby("arm", sort=False)["bytes"].mean()
     stored = sizes[sizes > 0]
     least = 10.0 ** np.floor(np.log10(stored.min())) if len(stored) else 1.0
-    kinds, met = list(dict.fromkeys(table["kind"])), []
+    kinds, met = plotstyle.styles_of(table["kind"]), []
     for letter, (arm, rows) in zip("abcdefghijklmnopqrstuvwxyz" * 9, parts.by_arm(table), strict=False):
-        place, interval = kinds.index(rows["kind"].iloc[0]), mean_interval(rows[value].to_numpy())
+        look, interval = kinds[rows["kind"].iloc[0]], mean_interval(rows[value].to_numpy())
         error, size = 0 if np.isnan(interval.half_width) else interval.half_width, sizes[arm] or least / 3
         at = size * 1.15 ** sum(abs(np.log(size / other)) < 0.2 for other in met)
         met.append(size)
-        style = {"color": plotstyle.colour(place), "capsize": 3, "markersize": 6, "linestyle": "none"}
+        style = look | {"capsize": 3, "markersize": 6, "linestyle": "none"}
         of = f" ({rows['kind'].iloc[0]})" if rows["kind"].iloc[0] != arm else ""
         label = plotstyle.wrapped(f"{letter}  {arm}{of}", 42)
-        axes.errorbar(at, interval.mean, error, marker=plotstyle.MARKERS[place % 6], label=label, **style)
+        axes.errorbar(at, interval.mean, error, label=label, **style)
         axes.annotate(letter, (at, interval.mean), (4, 4), textcoords="offset points", fontsize=8, weight="bold")
     axes.set_xscale("log")
     axes.set_xlim(least / 5, 10 * max(stored.max() if len(stored) else 1, least))

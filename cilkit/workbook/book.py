@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cilkit import artifacts
+from cilkit import artifacts, plotstyle
 from cilkit.errors import UserError
 
 RECORD = "application/vnd.cilkit.record+json"
-DPI = 150
 
 
 @dataclass
@@ -57,24 +56,26 @@ class Book:
     def figure(self, figure: Any, name: str, table: Any = None, caption: str = "", headline: bool = False) -> None:
         """Save a matplotlib figure as `<name>.png` (and the DataFrame behind it as `<name>.csv`) and show it once.
 
-        `headline=True` puts it on the report's first page.
+        `headline=True` puts it on the report's first page. What CILKIT_FIGURES asks for ("paper,pdf,svg") is drawn
+        before anything is written, and lies beside the picture.
         """
-        import io
-
         from IPython.display import Image, display
 
         stem = self._stem(name)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
-        artifacts.atomic_write(self.folder / f"{stem}.png", buffer.getvalue())
-        entry = {"file": f"{stem}.png", "caption": caption, "headline": headline}
+        files = plotstyle.files_of(figure)
+        plotstyle.write(files, self.folder, stem)
+        shows = plotstyle.words(figure)
+        entry = {"file": f"{stem}.png", "caption": caption, "headline": headline, "shows": shows}
+        if len(files) > 1:
+            entry["also"] = [f"{stem}.{kind}" for kind in files if kind != "png"]
         if table is not None:
             entry["table"] = self._csv(table, stem)
         self.figures[stem] = entry
         self.save()
         _close(figure)
-        width = int.from_bytes(buffer.getvalue()[16:20], "big")  # pixels, from the PNG's header
-        display(Image(buffer.getvalue(), width=round(width * 96 / DPI)), metadata={"cilkit": stem})
+        width = int.from_bytes(files["png"][16:20], "big")  # pixels, from the PNG's header
+        seen = Image(files["png"], width=round(width * 96 / plotstyle.context().dpi), alt=f"{caption} {shows}".strip())
+        display(seen, metadata={"cilkit": stem})
 
     def table(self, table: Any, name: str, caption: str = "", digits: int = 1, headline: bool = False) -> None:
         """Save a DataFrame as `<name>.csv` (full precision) and show it with `digits` decimals.
@@ -94,8 +95,9 @@ class Book:
         if _has_index(table):
             table = table.rename_axis(index=[name or "" for name in table.index.names]).reset_index()
         shown = {"float_format": lambda number: f"{number:.{digits}f}", "index": False, "na_rep": ""}
+        texts = {"border": 0, "classes": "mathjax_ignore"}  # a "$" in a class name begins no formula
         titled = f"<caption>{html.escape(caption)}</caption>\n  <thead>" if caption else "<thead>"
-        page = table.to_html(border=0, **shown).replace("<thead>", titled, 1)
+        page = table.to_html(**texts, **shown).replace("<thead>", titled, 1)
         text = "\n".join([*([caption] if caption else []), table.to_string(**shown)])
         display({"text/html": page, "text/plain": text}, raw=True)
 
