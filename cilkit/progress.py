@@ -21,6 +21,7 @@ from cilkit import stopping
 LIVE = "CILKIT_LIVE"  # environment variable: 1 shows live blocks in every kernel, 0 in none
 HASTE = 0.5  # seconds between two updates of a block, at least
 SHARE = 1000  # the share of the time so far that lies between them later: an hour's block is redrawn each 3.6 s
+THRIFT = 100  # and at least so often the time that the last update took: no more than a hundredth goes into showing
 SHORT = 1.0  # seconds; work that is over sooner needs no block
 FONT = "font:13px/1.5 var(--jp-ui-font-family, system-ui, sans-serif);color:inherit"
 COLOUR = "#0072b2"
@@ -62,11 +63,11 @@ class Block:
         now = time.monotonic()
         if now < self.due and not (last and self.shown):
             return
-        self.due = now + max(HASTE, (now - self.began) / SHARE)
         html, plain = draw()
         html = f'<div class="mathjax_ignore">{html}</div>'  # a "$" in a name begins no formula
         publish({"text/html": html, "text/plain": plain}, self.id, self.shown)
-        self.shown = True
+        cost, self.shown = time.monotonic() - now, True
+        self.due = now + max(HASTE, (now - self.began) / SHARE, cost * THRIFT)
 
 
 def publish(bundle: dict[str, str], display_id: str, again: bool) -> None:
