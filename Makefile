@@ -23,6 +23,9 @@ TWO_AT_A_TIME = -n 2 --dist loadfile --no-loadscope-reorder
 TEST_FOLDER = $(CURDIR)/build/test
 IN_TEST_FOLDER = CILKIT_ARTIFACTS="$(TEST_FOLDER)/artifacts" CILKIT_REPORT_DIR="$(TEST_FOLDER)/figures"
 
+# Notebooks in JupyterLab, by a browser: they find the artifacts that the notebooks' own tests made.
+IN_LAB = tests/browser/test_notebooks.py
+
 # What notebooks need; the tests also need the optional extras, which a newcomer does not wait for.
 EXTRAS := lab,test
 INSTALL_WITH_pip = $(BIN)/python -m pip install -c requirements.lock -e ".[$(EXTRAS)]"
@@ -39,17 +42,19 @@ report: .venv/.ok
 test: lint test-units test-notebooks
 
 test-units: .venv/.all
-	$(BIN)/python -m pytest -p tests.longest_first tests $(TWO_AT_A_TIME) -m "not slow"
+	$(BIN)/python -m pytest -p tests.longest_first tests $(TWO_AT_A_TIME) -m "not slow" --ignore=$(IN_LAB)
 
 test-notebooks: .venv/.all
 	rm -rf "$(TEST_FOLDER)"
 	mkdir -p "$(TEST_FOLDER)"
 	$(BIN)/python -m tests.small_notebooks "$(TEST_FOLDER)/notebooks"
 	$(IN_TEST_FOLDER) $(BIN)/python -m pytest -p tests.longest_first -p tests.dead_kernels -p tests.live_endpoint \
-	  $(TWO_AT_A_TIME) --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(NOTEBOOKS) "$(TEST_FOLDER)/notebooks"
+	  $(TWO_AT_A_TIME) --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -m "not slow" $(NOTEBOOKS) "$(TEST_FOLDER)/notebooks" $(IN_LAB)
 
 test-slow: .venv/.all
-	$(BIN)/python -m pytest tests -m slow
+	$(BIN)/python -m pytest tests -m slow --ignore=$(IN_LAB)
+	mkdir -p "$(TEST_FOLDER)"
+	$(IN_TEST_FOLDER) $(BIN)/python -m pytest $(IN_LAB)
 
 lab: .venv/.ok
 	$(BIN)/jupyter lab --notebook-dir=notebooks

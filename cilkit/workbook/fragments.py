@@ -29,6 +29,7 @@ SILENT = {"script", "style", "iframe", "object", "embed", "template", "head", "t
 ATTRIBUTES = {"class", "id", "alt", "width", "height", "colspan", "rowspan", "scope", "title", "loading"}
 ADDRESSES = {"a": {"href"}, "img": {"src"}}
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$]+?)(?<!\s)\$", re.DOTALL)
+NO_FORMULA = "mathjax_ignore"  # the class that MathJax goes by in JupyterLab: a "$" in there is a dollar
 NUMBER = re.compile(r"[-+−]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?%)?|nan|NaN")
 FORMULA_SIZE = 12.0  # points, drawn; shown relative to the text around it
 KEPT_PIECES = 4096  # those of one notebook, many times over; the least used go first
@@ -251,7 +252,7 @@ def _keep_picture_inside(picture: Any, files: dict[str, bytes]) -> None:
 def _draw_formulas(soup: Any, block: Any, files: dict[str, bytes]) -> None:
     """Replace `$…$` and `$$…$$` in a block's text by pictures (one that mathtext cannot draw stays as its source)."""
     for text in block.find_all(string=FORMULA):
-        if text.find_parent(["pre", "code"]):
+        if text.find_parent(["pre", "code"]) or text.find_parent(class_=NO_FORMULA):
             continue
         pieces, end = [], 0
         for match in FORMULA.finditer(text):

@@ -33,6 +33,7 @@ def start() -> Book:
     given = {name: shell.user_ns.get(name, parameter.default) for name, parameter in known.items()}
     values, notes = parameters.check(known, given | {name: None for name in injected if name not in known})
     shell.user_ns.update(values)
+    _show_texts_as_texts(shell)
     path = notebook_path(source, known, shell.user_ns)
     book = Book(name=path.stem, path=path, parameters=values, versions=versions(), commit=commit())
     for line in [*_header(book, known), *notes]:
@@ -47,6 +48,22 @@ def _shell() -> Any:
     if shell is None:
         raise UserError("cilkit.start() was called outside a notebook; scripts call the functions of cilkit directly.")
     return shell
+
+
+def _show_texts_as_texts(shell: Any) -> None:
+    """Let no DataFrame's text become a formula: what a model called a class may hold dollars. Imports no pandas."""
+
+    def page(frame: Any) -> str | None:
+        import pandas
+
+        with pandas.option_context("display.html.use_mathjax", False):
+            return frame._repr_html_()
+
+    formatters = getattr(getattr(shell, "display_formatter", None), "formatters", {})
+    formatter = formatters.get("text/html")
+    for module in ("pandas", "pandas.core.frame"):  # as pandas 3 and 2 name it
+        if formatter is not None:
+            formatter.for_type_by_name(module, "DataFrame", page)
 
 
 def _history(shell: Any) -> list[str]:

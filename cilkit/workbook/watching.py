@@ -118,7 +118,8 @@ def as_html(title: str, lines: list[Line], rows: int = ROWS) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("", "job", "what", "state"))
     done = sum(line.state in ENDED for line in lines)
     bar = f"<progress max='{len(lines)}' value='{done}'></progress> {html.escape(summary(lines))}"
-    return f"<p><strong>{html.escape(title)}</strong> {bar}</p><table><tr>{head}</tr>{body}</table>"
+    table = f"<p><strong>{html.escape(title)}</strong> {bar}</p><table><tr>{head}</tr>{body}</table>"
+    return f"<div class='mathjax_ignore'>{table}</div>"  # a "$" in a label begins no formula
 
 
 class Screen:
