@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
-from fake_run import write_run
+from fake_run import write_domain_run, write_run
 from PIL import Image
 
 import cilkit
@@ -145,6 +145,14 @@ def test_runs_of_other_images_or_classes_are_told_apart(view, tmp_path):
         view.answer_map("d", "raw")
     with pytest.raises(UserError, match="head 'row' is unknown"):
         view.answer_map("a", "row")
+
+
+def test_of_a_domain_run_the_images_are_those_that_its_accuracy_is_of(tmp_path):
+    teller = Teller(Run(write_domain_run(tmp_path / "domains")))
+    for t in range(3):
+        told = teller.of_class("softmax", t, "class 1")
+        assert len(told.ids) == 6 * (t + 1)
+        assert 100 * told.right.mean() == pytest.approx(teller.accuracy("softmax")[1, t])
 
 
 def test_the_picture_is_small_and_the_words_say_what_it_shows(view, runs):

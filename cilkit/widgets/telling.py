@@ -64,9 +64,12 @@ class Teller:
         return names.index(name)
 
     def of_class(self, head: str, t: int, name: str, wrong: bool = False) -> Told:
-        """The answers to the test images of a class; `wrong`: only those that were not right."""
+        """The answers to the test images of a class; `wrong`: only those that were not right.
+
+        Of a domain-incremental run, images of the domains learnt by then, which its accuracy is of.
+        """
         told = self.told(head, t)
-        chosen = told.labels == self.label_of(name)
+        chosen = (told.labels == self.label_of(name)) & (self.run.tasks_of(t) <= range(self.run.n_tasks)[t])
         chosen &= ~told.right if wrong else True
         return Told(*(getattr(told, field)[chosen] for field in Told.__dataclass_fields__))
 
