@@ -23,8 +23,9 @@ def expected_calibration_error(scores: Scores, bins: int = BINS, binning: str = 
     binning: "width", bins [b/B, (b+1)/B), the last one closed (Guo et al. 2017, as torchmetrics); "mass",
     bins of equally many images (Nguyen and O'Connor 2015), which leaves no bin nearly empty. Name it with the figure.
     """
-    table = reliability(scores, bins, binning)
-    return float((table["images"] * (table["accuracy"] - table["confidence"]).abs()).sum() / len(scores))
+    confidence, correct = scores.confidence, scores.correct
+    surplus = np.bincount(_bins(confidence, bins, binning), correct - confidence)  # n_b (accuracy_b - confidence_b)
+    return float(100 * np.abs(surplus).sum() / len(scores))
 
 
 def reliability(scores: Scores, bins: int = BINS, binning: str = "width") -> "pd.DataFrame":
@@ -32,21 +33,12 @@ def reliability(scores: Scores, bins: int = BINS, binning: str = "width") -> "pd
     import pandas as pd
 
     confidence, correct = scores.confidence, scores.correct
-    if not len(scores):
-        raise UserError("the calibration of no images is not defined; give outputs that hold some.")
-    if binning == "width":
-        edges = np.linspace(0, 1, bins + 1)
-        place = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, bins - 1)
-    elif binning == "mass":
-        order = np.argsort(confidence, kind="stable")
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order)) * bins // len(order)
-    else:
-        raise UserError(f"binning {binning!r} is unknown; take 'width' (equally wide) or 'mass' (equally full).")
+    place = _bins(confidence, bins, binning)
     groups = pd.DataFrame({"place": place, "confidence": confidence, "correct": correct}).groupby("place")
     table = pd.DataFrame({"images": groups.size(), "confidence": 100 * groups["confidence"].mean()})
     table["accuracy"] = 100 * groups["correct"].mean()
     if binning == "width":
+        edges = np.linspace(0, 1, bins + 1)
         low, high = edges[table.index], edges[table.index + 1]
     else:
         low, high = groups["confidence"].min(), groups["confidence"].max()
@@ -63,3 +55,18 @@ def negative_log_likelihood(scores: Scores) -> float:
 def brier_score(scores: Scores) -> float:
     """Mean over images of sum_c (p_c - [c is true])^2, between 0 and 2. Brier 1950."""
     return float(np.mean(scores.square_sum - 2 * scores.true_probability + 1))
+
+
+def _bins(confidence: np.ndarray, bins: int, binning: str) -> np.ndarray:
+    """The bin of each image, int64 (n,) from 0."""
+    if not len(confidence):
+        raise UserError("the calibration of no images is not defined; give outputs that hold some.")
+    if binning == "width":
+        edges = np.linspace(0, 1, bins + 1)
+        return np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, bins - 1)
+    if binning == "mass":
+        order = np.argsort(confidence, kind="stable")
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order)) * bins // len(order)
+        return place
+    raise UserError(f"binning {binning!r} is unknown; take 'width' (equally wide) or 'mass' (equally full).")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cilkit import metrics
-from cilkit.analysis.said import accuracy, stages
+from cilkit.analysis.said import accuracy, side_by_side, stages
 from cilkit.errors import UserError
 from cilkit.runs import Run
 
@@ -122,9 +122,9 @@ def matrices(arms: Mapping[str, tuple[Run, str | None]]) -> "dict[str, pd.DataFr
     import pandas as pd
 
     found = {}
-    for arm, (run, head) in arms.items():
-        tasks = [f"task {t + 1}" for t in range(run.n_tasks)]
-        found[arm] = pd.DataFrame(accuracy(run, head), index=[f"after {task}" for task in tasks], columns=tasks)
+    for arm, matrix in zip(arms, side_by_side(lambda arm: accuracy(*arms[arm]), arms), strict=True):
+        tasks = [f"task {t + 1}" for t in range(len(matrix))]
+        found[arm] = pd.DataFrame(matrix, index=[f"after {task}" for task in tasks], columns=tasks)
     return found
 
 

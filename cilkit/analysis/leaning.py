@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cilkit import calibration, metrics
-from cilkit.analysis.said import accuracy, between_tasks, confusions, stages
+from cilkit.analysis.said import accuracy, between_tasks, confusions, once, stages
 from cilkit.errors import UserError
 from cilkit.runs import Run
 
@@ -56,9 +56,13 @@ def weight_norms(run: Run, head: str | None = None) -> "pd.DataFrame":
     1 %, where there are too few images or where whole logits were not kept, norm is NaN and `why` says so. Weights on
     directions in which no test feature varies leave no trace in the logits and do not count.
     """
+    head = head or run.default_head
+    return once(run, "weight norms", head, lambda: _weight_norms(run, head)).copy()
+
+
+def _weight_norms(run: Run, head: str) -> "pd.DataFrame":
     import pandas as pd
 
-    head = head or run.default_head
     parts = []
     for t in range(run.n_tasks):
         seen = sum(run.increments[: t + 1])

@@ -6,6 +6,7 @@ numbers are kept as long as the `Run` object lives; a run's files never change o
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -18,7 +19,7 @@ from cilkit.runs import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-_KEPT: "WeakKeyDictionary[Run, dict[str, list[Stage]]]" = WeakKeyDictionary()
+_KEPT: "WeakKeyDictionary[Run, dict[tuple[str, str], Any]]" = WeakKeyDictionary()
 _ACCURACIES: "WeakKeyDictionary[Run, dict[str, np.ndarray]]" = WeakKeyDictionary()
 
 
@@ -39,10 +40,15 @@ def stages(run: Run, head: str | None = None) -> list[Stage]:
     """One `Stage` a task, in order."""
     head = head or run.default_head
     run.check_head(head)
+    return once(run, "stages", head, lambda: [_stage(run, t, head) for t in range(run.n_tasks)])
+
+
+def once(run: Run, what: str, head: str, make: Callable[[], Any]) -> Any:
+    """What `make` returns, kept for this `Run` object; nothing that it returns may hold the run itself."""
     kept = _KEPT.setdefault(run, {})
-    if head not in kept:
-        kept[head] = [_stage(run, t, head) for t in range(run.n_tasks)]
-    return kept[head]
+    if (what, head) not in kept:
+        kept[what, head] = make()
+    return kept[what, head]
 
 
 def _stage(run: Run, t: int, head: str) -> Stage:
@@ -100,18 +106,28 @@ def of_arms(
     """
     import pandas as pd
 
+    takes_a_head = "head" in signature(table).parameters  # tables of features, or of two named heads, do not
+
+    def one(arm: str) -> "pd.DataFrame":
+        run, head = arms[arm]
+        part = table(run, head, **options) if takes_a_head else table(run, **options)
+        part.insert(0, "arm", arm)
+        return part
+
+    return pd.concat(side_by_side(one, arms), ignore_index=True)
+
+
+def side_by_side(make: Callable[[str], Any], arms: Mapping[str, tuple[Run, str | None]]) -> list:
+    """[make(arm) for arm in arms], several at once.
+
+    Matrices of some hundred numbers a side are too small to share: a thread an arm, one BLAS thread each.
+    """
+    import os
+    from concurrent.futures import ThreadPoolExecutor
+
+    from threadpoolctl import threadpool_limits
+
     if not arms:
         raise UserError("a table of no arms was asked for; name at least one, as {name: (run, head)}.")
-    parts = []
-    for arm, (run, head) in arms.items():
-        part = table(run, head, **options) if _takes_a_head(table) else table(run, **options)
-        part.insert(0, "arm", arm)
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)
-
-
-def _takes_a_head(table: Callable) -> bool:
-    """Some tables are of features, or of two named heads: they have no argument `head`."""
-    from inspect import signature
-
-    return "head" in signature(table).parameters
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return list(pool.map(make, arms))
