@@ -123,7 +123,7 @@ def test_rooms_stay_small():
     # learners from scratch, four plug-ins that replay, and the networks and generators that they need; then a
     # classifier that writes, with vision-language models of transformers taken apart for it; then sweeps, their
     # results, packages and pages; then what people look at: galleries, an explorer, live runs.
-    assert sum(lengths.values()) <= 24500
+    assert sum(lengths.values()) <= 26600
 
 
 def test_nothing_is_unpickled():
