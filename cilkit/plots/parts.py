@@ -27,6 +27,8 @@ def bars(names: Sequence[str], heights: Mapping[str, np.ndarray], errors: Mappin
     figure, axes = plotstyle.figure(max(4.2, len(names) * max(0.42 * len(heights), for_names) + 1.8), 3.4)
     width = 0.8 / len(heights)
     styles = plotstyle.styles_of(heights)
+    if len(heights) == 1:  # nothing to be told apart
+        styles = dict.fromkeys(heights, {"color": plotstyle.COLOURS[0]})
     hatches = plotstyle.hatches(styles)
     for place, (label, values) in enumerate(heights.items()):
         at = np.arange(len(names)) + (place - (len(heights) - 1) / 2) * width

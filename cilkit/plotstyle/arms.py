@@ -21,7 +21,8 @@ LINES = {  # of the last plug-in; the dotted line is chance's, the dashed one jo
     "gaussian replay": (0, (8, 1, 2, 1)),
     "future replay": (0, (3, 1)),
 }
-HEADS = {"raw": "X", "aligned": "<", "nme": ">", "constrained": "p", "written": "h", "nearest name": "*"}
+PLUGINS = dict(zip(LINES, ("", *"d8Hp*"), strict=True))  # their markers: points and bars have no line
+HEADS = {"raw": "x", "aligned": "+", "nme": "1", "constrained": "2", "written": "3", "nearest name": "4"}
 LEARNERS = {
     "finetune": (RED, "s"),
     "slow learner": (PINK, "v"),
@@ -30,9 +31,9 @@ LEARNERS = {
     "nearest mean": (GREEN, "^"),
     "ewc": (BROWN, "P"),
     "lwf": (PINK, "o"),
-    "lwm": (GREEN, "D"),
+    "lwm": (GREEN, "X"),
     "icarl": (VIOLET, "D"),
-    "mae cil": (BROWN, "o"),
+    "mae cil": (BROWN, ">"),
     "bic": (RED, "^"),
     "wa": (BLUE, "s"),
     "lucir": (BROWN, "s"),
@@ -51,21 +52,25 @@ LEARNERS = {
 }
 ARMS = {  # backbones and what is done with paintings: the arms of the notebooks' own parameter files
     "no pre training": (BROWN, "v"),
-    "foreseen": (BLUE, "v"),
+    "foreseen": (BLUE, "h"),
     "overlap filtered": (GREEN, "P"),
-    "half foreseen": (VIOLET, "v"),
-    "unrelated": (RED, "v"),
+    "half foreseen": (VIOLET, "*"),
+    "unrelated": (RED, "X"),
     "shuffled": (PINK, "s"),
     "renderings": (VIOLET, "o"),
     "distillation": (PINK, "^"),
-    "replay": (VIOLET, "^"),
+    "replay": (VIOLET, "X"),
     "both": (BLUE, "<"),
-    "the same bytes of real images": (GREEN, "<"),
+    "the same bytes of real images": (GREEN, "h"),
     "nothing": (RED, "P"),
     "zero shot": (VIOLET, "<"),
-    "real": (BLUE, "X"),
-    "painted": (RED, "X"),
-    "paintings": (RED, "X"),
+    "real": (BLUE, "o"),
+    "real, train": (BLUE, "o"),
+    "real, training": (BLUE, "o"),
+    "real, test": (GREEN, "s"),
+    "painted": (RED, "D"),
+    "paintings": (RED, "D"),
+    "synthetic": (RED, "D"),
 }
 SAME = {  # other names of the same thing
     "sequential fine tuning": "finetune",
@@ -101,9 +106,8 @@ def styles_of(names: Iterable[str]) -> dict[str, dict]:
     names = list(dict.fromkeys(names))
     found: dict[str, tuple] = {}
     for name in names:
-        look = _known(name)
-        if look and look[:2] not in {other[:2] for other in found.values()}:
-            found[name] = look
+        if look := _known(name):
+            found[name] = _free(name, list(found.values()), look)
     for name in names:
         if name not in found:
             found[name] = _free(name, list(found.values()))
@@ -123,18 +127,20 @@ def _known(name: str) -> tuple | None:
     if base not in LEARNERS or not {*plugins} <= {*LINES}:
         return None
     colour, marker = LEARNERS[base]
-    if plugins:  # a marker of its own as well: points and bars have no line
-        place = SHAPES.index(marker) + len(LINES) - [*LINES].index(plugins[-1])
-        marker = SHAPES[place % len(SHAPES)]
-    return colour, HEADS.get(head, marker), LINES[plugins[-1] if plugins else ""]
+    last = plugins[-1] if plugins else ""
+    return colour, HEADS.get(head) or PLUGINS[last] or marker, LINES[last]
 
 
-def _free(name: str, taken: list[tuple]) -> tuple:
-    """The first look from a place that the name's letters give: of a colour not in the figure, if one is left."""
+def _free(name: str, taken: list[tuple], wanted: tuple | None = None) -> tuple:
+    """The wanted look, with another marker where it is taken; else a look of a colour not in the figure, if one is left.
+
+    Where the search begins, the name's letters say.
+    """
     used = [look[0] for look in taken]
     start = zlib.crc32(str(name).encode())
     order = [COLOURS[(start + step) % len(COLOURS)] for step in range(len(COLOURS))]
-    colour = min(order, key=used.count)
-    shapes = [SHAPES[(start // len(COLOURS) + step) % len(SHAPES)] for step in range(len(SHAPES))]
+    colour, marker, line = wanted or (min(order, key=used.count), "", "-")
+    first = start // len(COLOURS) % len(SHAPES)
+    shapes = [*marker, *SHAPES[first:], *SHAPES[:first]]
     marker = next((one for one in shapes if (colour, one) not in {look[:2] for look in taken}), shapes[0])
-    return colour, marker, "-"
+    return colour, marker, line

@@ -19,7 +19,7 @@ COLUMN, PAGE = 3.35, 6.9  # inches: the widths of the usual two-column paper
 FITS_A_COLUMN = 6.3  # inches in a notebook, with the legend beside the panel
 SHORT, TALLEST = 0.62, 8.6  # heights in a paper: not flatter than this share of the notebook's; inches of a page
 SLIDE = 16 / 9
-LETTER, LINE = 0.062, 0.15  # inches of a letter and of a line at 8 points
+LETTER, LINE = 0.055, 0.15  # inches of a letter and of a line at 8 points
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _put_legends_below(figure: "Figure") -> None:
         if not labels:
             continue
         longest = max(len(line) for label in labels for line in label.splitlines() or [""])
-        columns = int(figure.get_figwidth() / (longest * LETTER + 0.5))
+        columns = int(figure.get_figwidth() / (longest * LETTER + 0.4))
         columns = max(1, min(len(labels), columns))
         rows = -(-len(labels) // columns)
         lines = sum(max(label.count("\n") + 1 for label in labels[row::rows]) for row in range(rows))
