@@ -72,8 +72,12 @@ class Neighbours:
         some = np.unique(np.linspace(0, len(self.others) - 1, min(FITTED, len(self.others))).astype(np.int64))
         flat = np.concatenate([_flat(self.others.read(some[k : k + TOGETHER])) for k in range(0, len(some), TOGETHER)])
         middle = flat.mean(axis=0)
-        directions = np.linalg.svd(flat - middle, full_matrices=False)[2][:COMPONENTS]
-        return middle, directions, float(((flat - middle) @ directions.T).std()) or 1.0
+        centred = (flat - middle).astype(np.float64)
+        values, vectors = np.linalg.eigh(centred @ centred.T)  # fewer images than pixels: several times an SVD's speed
+        kept = np.flatnonzero(values > 1e-9 * values[-1])[::-1][:COMPONENTS]
+        directions = (vectors[:, kept].T @ centred) / np.sqrt(values[kept])[:, None]
+        deviation = float((centred @ directions.T).std()) if len(kept) else 1.0  # none: all images are equal
+        return middle, directions.astype(np.float32), deviation
 
 
 def _flat(images: Sequence[np.ndarray]) -> np.ndarray:
