@@ -74,7 +74,7 @@ class Neighbours:
         middle = flat.mean(axis=0)
         centred = (flat - middle).astype(np.float64)
         values, vectors = np.linalg.eigh(centred @ centred.T)  # fewer images than pixels: several times an SVD's speed
-        kept = np.flatnonzero(values > 1e-9 * values[-1])[::-1][:COMPONENTS]
+        kept = np.flatnonzero(values > max(1e-9 * values[-1], 1e-6))[::-1][:COMPONENTS]
         directions = (vectors[:, kept].T @ centred) / np.sqrt(values[kept])[:, None]
         deviation = float((centred @ directions.T).std()) if len(kept) else 1.0  # none: all images are equal
         return middle, directions.astype(np.float32), deviation
