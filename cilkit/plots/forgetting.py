@@ -11,7 +11,7 @@ import numpy as np
 from cilkit import plotstyle
 from cilkit.errors import UserError
 from cilkit.plots import panels, parts
-from cilkit.plots.panels import short
+from cilkit.plots.panels import folded, short
 from cilkit.plotstyle import styled
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def accuracy_heat_maps(
     figure, places = panels.grid(len(shown), {4: 2}.get(len(shown), 3 if len(shown) <= 6 else 4), 2.5, 2.5, title)
     for axes, (arm, matrix) in zip(places, shown, strict=True):
         picture = panels.small_heat_map(axes, matrix.to_numpy(float))
-        axes.set_title(plotstyle.wrapped(short(arm, 48), 30), fontsize=8)
+        axes.set_title(folded(arm, 48, 30), fontsize=8)
         axes.set_xlabel("test accuracy on task", fontsize=7.5)
         axes.set_ylabel("after learning task", fontsize=7.5)
     panels.marked_bar(figure, picture, places, "accuracy (%)", chance, joint)
@@ -113,7 +113,9 @@ def _name_places(places, arms, names: str, order: list) -> None:
     same = all(one == task_of[0] for one in task_of)
     last.set_xlabel("class, in order of learning" if same else f"class, in the order of {short(arms[0][0])}")
     if len(order) <= FEW_NAMES:
-        labels = [plotstyle.wrapped(short(name, 26)) for name in order]
+        labels = [folded(name, 24, 13) for name in order]
+        longest = max(len(line) for label in labels for line in label.splitlines())
+        last.figure.set_figheight(last.figure.get_figheight() + 0.05 * longest)
         last.set_xticks(range(len(order)), labels, rotation=40, ha="right", rotation_mode="anchor")
     elif same:
         starts = [at for at, name in enumerate(order) if not at or task_of[0][name] != task_of[0][order[at - 1]]]
@@ -170,17 +172,18 @@ def theft_bars(
         axes.set_title(title)
         return figure
     figure, axes = plotstyle.figure(8.0, 0.27 * len(shown) + 1.3)
+    panels.question(figure, title)
     at = np.arange(len(shown))
     axes.barh(at, shown["gained"], 0.75, color=plotstyle.colour(1))
     for place, row in enumerate(shown.itertuples()):
         axes.text(row.gained, place, f" {row.gained:.0f}, after task {row.after_task}", va="center", fontsize=7.5)
     pairs = zip(shown["from_class"], shown["from_task"], shown["to_class"], shown["to_task"], strict=True)
-    names = [f"{short(a)} (task {i}) → {short(b)} (task {j})" for a, i, b, j in pairs]
+    names = [f"{short(a, 20)} (task {i}) → {short(b, 20)} (task {j})" for a, i, b, j in pairs]
     axes.set_yticks(at, names, fontsize=7.5)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, 1.25 * shown["gained"].max())
     axes.grid(axis="y", visible=False)
-    axes.set(xlabel="images that the new class took (percentage points of the old class's)", title=title)
+    axes.set_xlabel("taken by the new class (points of the old one's images)")
     return figure
 
 
@@ -227,7 +230,7 @@ def weight_norms(
     stages = sorted({*table["after_task"]})
     chosen = [stages[at] for at in sorted({*np.linspace(0, len(stages) - 1, STAGES_SHOWN).round().astype(int)})]
     for axes, (arm, rows) in zip(places, arms, strict=True):
-        axes.set_title(plotstyle.wrapped(short(arm, 48), 34), fontsize=8)
+        axes.set_title(folded(arm, 48, 34), fontsize=8)
         panels.stages(axes, table["task"], "classes of task")
         if rows["norm"].isna().all():
             axes.text(0.5, 0.5, "no weights: not linear,\nor too few images", ha="center", va="center", fontsize=8,
@@ -240,7 +243,7 @@ def weight_norms(
     panels.from_zero(places)
     for axes in places[::3]:
         axes.set_ylabel("mean length of weights")
-    panels.legend_below(figure, places[0], columns=5)
+    panels.legend_below(figure, places[0])
     return figure
 
 
@@ -270,7 +273,7 @@ def alignment(
     panels.stages(right, by_task["task"], "task, after the last one")
     left.set_ylabel("accuracy on all classes seen (%)")
     right.set_ylabel("accuracy on the task (%)")
-    panels.legend_below(figure, left, columns=4)
+    panels.legend_below(figure, left)
     return figure
 
 
@@ -323,12 +326,12 @@ def head_and_representation(
             style = {"color": plotstyle.colour(place), "marker": marker, "linestyle": linestyle, "markersize": 4.5}
             axes.plot(rows["after_task"], rows[column], label=label, **style)
         plotstyle.references(axes, chance, joint)
-        axes.set_title(plotstyle.wrapped(short(arm, 48), 34), fontsize=8)
+        axes.set_title(folded(arm, 48, 34), fontsize=8)
         panels.stages(axes, table["after_task"])
     panels.from_zero(places)
     for axes in places[::3]:
         axes.set_ylabel("accuracy on all\nclasses seen (%)")
-    panels.legend_below(figure, places[0], columns=2)
+    panels.legend_below(figure, places[0])
     return figure
 
 
@@ -348,14 +351,15 @@ def heads_beside_probes(
     rows = np.arange(len(shown))
     for k, column in enumerate(shown):
         style = {"color": plotstyle.colour(k), "marker": plotstyle.MARKERS[k % 6], "markersize": 7 - 0.4 * (k > 1)}
-        axes.plot(shown[column], rows, linestyle="none", label=plotstyle.wrapped(short(column, 60), 26), **style)
+        axes.plot(shown[column], rows, linestyle="none", label=folded(column, 60, 26), **style)
     for value, linestyle, name in ((joint, "--", "joint training"), (chance, ":", "chance")):
         if value is not None:
             axes.axvline(value, color="black", linestyle=linestyle, linewidth=1.1, label=f"{name} ({value:.1f})")
-    axes.set_yticks(rows, [plotstyle.wrapped(short(name, 60), 30) for name in shown.index])
+    axes.set_yticks(rows, [folded(name, 48, 24) for name in shown.index])
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlim(0, None)
-    axes.set(xlabel="last accuracy (%)", title=title + panels.left_out(len(table), at_most, "arms"))
+    axes.set_xlabel("last accuracy (%)")
+    panels.question(figure, title + panels.left_out(len(table), at_most, "arms"))
     plotstyle.legend_beside(axes)
     return figure
 

@@ -1,5 +1,6 @@
 """Several small panels of one scale: what the figures of forgetting share. All draw inside `plotstyle.styled`."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,16 @@ def short(text: object, n: int = 24) -> str:
     return text if len(text) <= n else text[: n - 1] + "…"
 
 
+def folded(text: object, n: int, width: int) -> str:
+    """At most n characters in lines of at most `width`, a longer word cut."""
+    return "\n".join(textwrap.wrap(short(text, n), width))
+
+
+def question(figure: "Figure", title: str) -> None:
+    """The title at the figure's left edge, where it has room whatever stands left of the axes."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+
+
 def grid(n: int, columns: int, width: float, height: float, title: str, share_x: bool = False, share_y: bool = False):
     """A figure of n panels of width × height inches, at most `columns` a row, under one title: figure, panels."""
     from matplotlib.figure import Figure
@@ -49,7 +60,7 @@ def grid(n: int, columns: int, width: float, height: float, title: str, share_x:
         spare.set_visible(False)
     for panel in panels[max(0, n - columns) : n]:  # a column's last panel names the x axis, also above a spare one
         panel.tick_params(labelbottom=True)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    question(figure, title)
     return figure, panels[:n]
 
 
@@ -79,11 +90,14 @@ def stages(axes: "Axes", values: Sequence[int], label: str = "after learning tas
     axes.set_xticks(values if len(values) <= 10 else values[:: -(-len(values) // 10)])
 
 
-def legend_below(figure: "Figure", axes: "Axes", columns: int = 3) -> None:
-    """One legend for all panels, under them."""
+def legend_below(figure: "Figure", axes: "Axes") -> None:
+    """One legend for all panels, under them, in as many columns as its longest name leaves room for."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+        column = 0.075 * max(map(len, labels)) + 0.6  # inches, of 8-point letters and a line before them
+        columns = max(1, min(5, len(labels), int(figure.get_figwidth() / column)))
+        figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(labels) // columns))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def small_heat_map(axes: "Axes", values: np.ndarray, top: float = 100.0, room: float = 2.0):

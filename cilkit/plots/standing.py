@@ -7,7 +7,7 @@ import numpy as np
 
 from cilkit import metrics, plotstyle
 from cilkit.errors import UserError
-from cilkit.plots.panels import left_out, short, styles
+from cilkit.plots.panels import folded, left_out, question, styles
 from cilkit.plotstyle import styled
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def stability_plasticity(
         for value, linestyle, name in kinds:
             if value is not None:
                 axes.plot([], [], color="black", linestyle=linestyle, linewidth=1.1, label=f"{name} ({value:.1f})")
-    axes.set(xlabel="plasticity: accuracy on each task when new (%)", ylabel=names[y], title=title)
+    axes.set(xlabel="plasticity: accuracy when new (%)", ylabel=names[y], title=title)
     plotstyle.legend_beside(axes)
     return figure
 
@@ -110,18 +110,18 @@ def paired_differences(
         text = f"{row['difference']:+.1f} over {row['pairs']}{p}"
         axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.axvline(0, color="black", linewidth=1)
-    axes.set_yticks(range(len(shown)), [plotstyle.wrapped(short(arm, 60), 32) for arm in shown[name]])
+    axes.set_yticks(range(len(shown)), [folded(arm, 48, 24) for arm in shown[name]])
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.text(1.02, 1.01, "pairs, Holm's p (Wilcoxon)", transform=axes.transAxes, va="bottom", fontsize=7.5)
-    axes.set(xlabel=f"{value}: arm − baseline, mean and 95 % interval ({unit})")
-    axes.set_title(title + left_out(len(table), at_most, "arms"))
+    axes.set_xlabel(f"{value}, arm − baseline ({unit})\nmean and 95 % interval")
+    question(figure, title + left_out(len(table), at_most, "arms"))
     return figure
 
 
 def _lettered(table: "pd.DataFrame", x: str, y: str, labels: list[str]):
     """A point a row with a letter beside it, and its label behind the letter in the legend: figure, axes."""
-    wrapped = [plotstyle.wrapped(short(label, 80), 40) for label in labels]
+    wrapped = [folded(label, 60, 30) for label in labels]
     height = 0.8 + 0.17 * sum(1.2 + label.count("\n") for label in wrapped)
     figure, axes = plotstyle.figure(7.8, min(12.0, max(3.8, height)))  # the legend has to fit
     names = table["arm"].astype(str).tolist()
