@@ -266,8 +266,6 @@ def readme_tables() -> dict[str, str]:
 
 def draw() -> None:
     """reports/sample/study.png, with the hash of study.csv in its metadata so that a test can hold them together."""
-    import io
-
     from cilkit import artifacts, plots
     from cilkit.metrics import mean_interval
 
@@ -290,10 +288,7 @@ def draw() -> None:
         ylabel="last accuracy (%)",
         title="digits_photo, 5 tasks of 2 classes: last accuracy, mean and 95 % interval over orders",
     )
-    buffer = io.BytesIO()
-    source = {"Software": None, "Description": f"study.csv sha256 {artifacts.sha256_of(OUT / 'study.csv')}"}
-    figure.savefig(buffer, format="png", dpi=150, metadata=source)
-    artifacts.atomic_write(OUT / "study.png", buffer.getvalue())
+    plots.save(figure, OUT, "study", note=f"study.csv sha256 {artifacts.sha256_of(OUT / 'study.csv')}")
 
 
 if __name__ == "__main__":

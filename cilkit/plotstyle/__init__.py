@@ -18,6 +18,7 @@ from cilkit.plotstyle.arms import style_of as style_of
 from cilkit.plotstyle.arms import styles_of as styles_of
 from cilkit.plotstyle.contexts import CONTEXTS as CONTEXTS
 from cilkit.plotstyle.contexts import FORMATS
+from cilkit.plotstyle.contexts import VARIABLE as VARIABLE
 from cilkit.plotstyle.contexts import context as context
 from cilkit.plotstyle.contexts import fit as fit
 from cilkit.plotstyle.contexts import formats as formats

@@ -132,7 +132,7 @@ def _known(name: str) -> tuple | None:
 
 
 def _free(name: str, taken: list[tuple], wanted: tuple | None = None) -> tuple:
-    """The wanted look, with another marker where it is taken; else a look of a colour not in the figure, if one is left.
+    """The wanted look, with another marker where it is taken; else one of a colour not in the figure, if one is left.
 
     Where the search begins, the name's letters say.
     """

@@ -190,7 +190,7 @@ def _joint(board: Board, table: pd.DataFrame) -> float:
 
 def _pictures(board: Board) -> list[Picture]:
     """Accuracy against seconds and against bytes, of default heads whose cost was noted."""
-    from cilkit import fronts
+    from cilkit import fronts, plotstyle
 
     kinds = {
         "time": ("seconds", "seconds of all phases of a run", fronts.words_of_seconds),
@@ -210,7 +210,8 @@ def _pictures(board: Board) -> list[Picture]:
         front = fronts.on_front([row["cost"] for row in rows], [row["value"] for row in rows])
         part = f"; the {DRAWN} best of {len(rows)} arms and the front" * (len(rows) > DRAWN)
         rows = [row for place, row in enumerate(rows) if place < DRAWN or front[place]]
-        text = f"{words} {board.title} {rows} {board.chance} {board.joint} {Path(fronts.__file__).read_text()}"
+        drawn_by = "".join(Path(made.__file__).read_text() for made in (fronts, plotstyle, plotstyle.arms))
+        text = f"{words} {board.title} {rows} {board.chance} {board.joint} {plotstyle.context()} {drawn_by}"
         key = hashlib.sha256(text.encode()).hexdigest()
         caption = (
             f"{board.title}: last accuracy of default heads against {words}; ± the standard deviation over runs{part}."
@@ -227,8 +228,6 @@ def _name(line: Line, board: Board) -> str:
 
 def _drawing(board: Board, rows: list[dict], words: str, ticks: Callable[[float], str]) -> Callable[[], bytes]:
     def draw() -> bytes:
-        import io
-
         import pandas as pd
 
         from cilkit import fronts, plotstyle
@@ -236,10 +235,7 @@ def _drawing(board: Board, rows: list[dict], words: str, ticks: Callable[[float]
         marks = {
             name: None if math.isnan(getattr(board, name)) else getattr(board, name) for name in ("chance", "joint")
         }
-        figure = fronts.accuracy_against(pd.DataFrame(rows), words, ticks, title=board.title, **marks)
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=plotstyle.DPI, metadata={"Software": None})
-        return drawn.getvalue()
+        return plotstyle.rendered(fronts.accuracy_against(pd.DataFrame(rows), words, ticks, title=board.title, **marks))
 
     return draw
 

@@ -3,11 +3,12 @@
 import functools
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import cilkit
-from cilkit import artifacts
+from cilkit import artifacts, plotstyle
 from cilkit.errors import UserError
 from cilkit.workbook import chain, parameters
 from cilkit.workbook.start import versions
@@ -23,7 +24,8 @@ def fingerprint(notebook: dict, values: dict[str, Any], memo: chain.Memo | None 
     every = {name: parameter.default for name, parameter in parameters.declared(notebook).items()} | values
     named = {text: chain.digest_of(path, memo) for text, path in sorted(chain.files_named(every))}
     cells = [[c["cell_type"], c["source"], sorted(c.get("metadata", {}).get("tags", []))] for c in notebook["cells"]]
-    return {
+    told = os.environ.get(plotstyle.VARIABLE, "")  # of another size, or with further kinds of file
+    return ({"figures": told} if told else {}) | {
         "cells": _digest(cells),
         "parameters": _digest(chain.without_paths(every, named)),
         "files": sorted(named.values()),
@@ -41,7 +43,8 @@ def all_in_place(book: Path, seen: dict[str, str] | None = None) -> bool:
     seen = {} if seen is None else seen
     try:
         listed = json.loads(book.read_text())
-        files = [entry["file"] for entry in [*listed["figures"], *listed["tables"]]]
+        entries = [*listed["figures"], *listed["tables"]]
+        files = [name for entry in entries for name in (entry["file"], *entry.get("also", ()))]
         for name in (entry["name"] for entry in listed["artifacts"]):
             seen[name] = seen.get(name) or artifacts.open_artifact(name).digest
         same = [seen[entry["name"]] == entry["digest"] for entry in listed["artifacts"]]

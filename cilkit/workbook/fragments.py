@@ -117,14 +117,15 @@ def _prepare(output: Any, name: str, folder: Path, figures: dict[str, dict]) -> 
         stem = output.metadata.get("cilkit")
         entry = figures.get(stem) if isinstance(stem, str) else None
         if entry and entry["file"] == f"{stem}.{suffix}":
-            shown = {key: entry.get(key, "") for key in ("file", "caption", "table")}
+            shown = {key: entry.get(key, "") for key in ("file", "caption", "table", "shows", "also")}
         else:
             stem = name
             (folder / f"{stem}.{suffix}").write_bytes(base64.b64decode(data[kind]))
         data[kind] = ""
         output.metadata["filenames"] = {kind: f"{HERE}/{stem}.{suffix}"}
         told = output.metadata.get(kind, {})  # a widget tells what its picture shows
-        output.metadata[kind] = {**told, "alt": (shown or {}).get("caption") or str(told.get("alt", "")) or stem}
+        words = " ".join(filter(None, ((shown or {}).get("caption"), (shown or {}).get("shows"))))
+        output.metadata[kind] = {**told, "alt": words or str(told.get("alt", "")) or stem}
     return shown
 
 
@@ -145,6 +146,8 @@ def _piece(content: str, figure: str, links: tuple[tuple[str, str], ...]) -> _Pi
         _caption_figure(soup, entry)
     for table in soup.find_all("table"):
         _align_numbers(table)
+        for heading in table.find_all("th"):  # what a reader who hears the table is told of each cell
+            heading["scope"] = "col" if heading.find_parent("thead") else "row"
         table.wrap(soup.new_tag("div", attrs={"class": "wide"}))
     piece = _Piece("", files)
     if cell["cell_type"] == "markdown":
@@ -285,17 +288,21 @@ def _formula(soup: Any, source: str, files: dict[str, bytes]) -> Any:
 
 
 def _caption_figure(soup: Any, entry: dict) -> None:
-    """Wrap the Book's figure with its caption and a link to the table behind it."""
+    """Wrap the Book's figure with its caption and links to its other kinds of file and to the table behind it."""
     picture = soup.find("img", src=f"{HERE}/{entry['file']}")
-    if picture is None or not (entry["caption"] or entry["table"]):
+    files = {"data (CSV)": entry["table"]} if entry["table"] else {}
+    files |= {name.rpartition(".")[2].upper(): name for name in entry["also"] or ()}
+    if picture is None or not (entry["caption"] or files):
         return
     picture.wrap(soup.new_tag("figure"))
     caption = soup.new_tag("figcaption")
     caption.string = entry["caption"] + " "
-    if entry["table"]:
-        link = soup.new_tag("a", attrs={"href": f"{HERE}/{entry['table']}", "class": "data"})
-        link.string = "data (CSV)"
-        caption.append(link)
+    for words, file in files.items():
+        link = soup.new_tag("a", attrs={"href": f"{HERE}/{file}", "class": "data"})
+        link.string = words
+        if file.endswith(".svg"):  # a picture that a browser would run as a page of this site
+            link["download"] = ""
+        caption.extend([link, " "])
     picture.insert_after(caption)
 
 

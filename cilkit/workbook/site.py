@@ -37,6 +37,7 @@ ASSETS = Path(cilkit.__file__).parent / "assets" / "site"
 TITLE = "Class-incremental learning with generative models"
 WORKERS = 2  # processes that convert a sweep's notebooks
 FEW = 32  # so many are converted before processes would have started
+SHOWN = (".png", ".csv", ".pdf", ".svg")  # of what a Book's folder holds
 LEFT = ("status.json", "result.json", "book.json")  # shown as they are beside a run's page
 
 
@@ -181,9 +182,11 @@ class _Site:
         with suppress(OSError, ValueError):
             page.book = json.loads((left / "book.json").read_text(encoding="utf-8"))
             for kind in ("figures", "tables"):  # a stopped run may list one that it did not finish
-                page.book[kind] = [entry for entry in page.book[kind] if _lies_in(left, entry)]
+                page.book[kind] = [entry for entry in page.book[kind] if _lies_in(left, entry["file"])]
+            for entry in page.book["figures"]:
+                entry["also"] = [name for name in entry.get("also", ()) if _lies_in(left, name)]
         executed = work.output.is_file()
-        found = [path for path in left.glob("*") if page.book and path.suffix in (".png", ".csv")]
+        found = [path for path in left.glob("*") if page.book and path.suffix in SHOWN]
         found += [path for path in (status_path(work.output), work.output) if path.is_file()]
         found += [left / name for name in LEFT[1:] if (left / name).is_file()]
         for path in found:
@@ -293,8 +296,8 @@ def _shown(notebook: Path, part: Path) -> str:
     return notebook.relative_to(home).as_posix() if notebook.is_relative_to(home) else str(notebook)
 
 
-def _lies_in(left: Path, entry: dict) -> bool:
-    return Path(entry["file"]).name == entry["file"] and (left / entry["file"]).is_file()
+def _lies_in(left: Path, name: str) -> bool:
+    return Path(name).name == name and (left / name).is_file()
 
 
 def _link(source: Path, target: Path) -> bool:
