@@ -85,6 +85,17 @@ def figures(run):
 
 
 def test_nothing_is_cut_off(figures):
+    assert_inside(figures)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["paper", "slide"])
+def test_nothing_is_cut_off_in_a_paper_or_on_a_slide(run, place):
+    with plots.plotstyle.using(place):
+        assert_inside(figures_of(run))
+
+
+def assert_inside(figures):
     """The box around all that is drawn lies inside the canvas."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -139,6 +150,13 @@ def test_phases_are_as_long_as_the_table_says(figures):
     assert [bar.get_height() for bar in seconds.patches] == [10, 20] * 3 and seconds.get_ylabel() == "seconds"
     assert [bar.get_height() for bar in memory.patches] == [1, 2] * 3 and memory.get_ylabel() == "peak memory (MiB)"
     assert [text.get_text() for text in seconds.get_xticklabels()] == ["train", "test"]
+
+
+def test_bars_are_told_apart_without_colour(figures):
+    groups = {patch.get_facecolor(): patch.get_hatch() for patch in figures["phase_bars"].axes[0].patches}
+    assert len(groups) == 3 == len({*groups.values()})
+    (alone,) = {patch.get_hatch() for patch in figures["forgetting_of_tasks"].axes[0].patches}
+    assert not alone
 
 
 def test_curves_keep_the_order_of_the_arms(figures):
