@@ -84,21 +84,20 @@ def changes(
 
 
 def _draw_changes(axes, arms, column: str, names: str, place: dict) -> None:
-    """Bars of few names, hatched where an arm's colour is taken by an earlier one; points of many."""
-    look, colours = panels.styles([arm for arm, _ in arms]), []
+    """Bars of few names, each arm with its own pattern; points of many."""
+    look = panels.styles([arm for arm, _ in arms])
+    hatches = plotstyle.hatches(look)
     for k, (arm, part) in enumerate(arms):
         at, style = part[names].map(place).to_numpy(float), look[arm]
         label = short(arm, 40) or None
         if len(place) <= FEW_NAMES:
             width = 0.8 / len(arms)
             at += (k - (len(arms) - 1) / 2) * width
-            hatch = ("", "////", "....", "xxxx", "----", "++++")[colours.count(style["color"]) % 6]
-            axes.bar(at, part[column], 0.92 * width, color=style["color"], hatch=hatch, edgecolor="white", linewidth=0,
-                     label=label)  # fmt: skip
+            pattern = {"hatch": hatches[arm], "edgecolor": parts.HATCHED, "linewidth": 0}
+            axes.bar(at, part[column], 0.92 * width, color=style["color"], label=label, **pattern)
         else:
             points = {"color": style["color"], "marker": style["marker"], "linestyle": "none"}
             axes.plot(at, part[column], markersize=3.5, alpha=0.8, label=label, **points)
-        colours.append(style["color"])
 
 
 def _name_places(places, arms, names: str, order: list) -> None:

@@ -33,9 +33,10 @@ def left_out(n: int, at_most: int, what: str) -> str:
 
 
 def short(text: object, n: int = 24) -> str:
-    """At most n characters, so that a class name of any length leaves room for the figure."""
-    text = " ".join(str(text).split())
-    return text if len(text) <= n else text[: n - 1] + "…"
+    """At most n characters, so that a class name of any length leaves room; cut in the middle, as names often number
+    themselves at their end."""
+    text, end = " ".join(str(text).split()), n // 3
+    return text if len(text) <= n else text[: n - 1 - end] + "…" + text[-end:]
 
 
 def folded(text: object, n: int, width: int) -> str:
@@ -64,16 +65,9 @@ def grid(n: int, columns: int, width: float, height: float, title: str, share_x:
     return figure, panels[:n]
 
 
-def styles(names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Each name's own style (`plotstyle.style_of`), another marker where colour and marker are taken already."""
-    found, taken = {}, set()
-    for name in names:
-        style = plotstyle.style_of(str(name))
-        free = [mark for mark in style["marker"] + plotstyle.MARKERS if (style["color"], mark) not in taken]
-        style = style | {"marker": free[0] if free else style["marker"]}
-        taken.add((style["color"], style["marker"]))
-        found[name] = style
-    return found
+def styles(names: Sequence[str]) -> dict[str, dict]:
+    """Each name's own style, another where an earlier one looks like it (`plotstyle.styles_of`)."""
+    return plotstyle.styles_of([str(name) for name in names])
 
 
 def lines(axes: "Axes", arms: "Sequence[tuple[str, pd.DataFrame]]", x: str, y: str) -> None:
