@@ -117,13 +117,17 @@ def fit(figure: "Figure") -> "Figure":
             figure.set_size_inches(PAGE, height * PAGE / width)
         return figure
     if name == "paper":
-        fitted = COLUMN if width <= FITS_A_COLUMN else PAGE
+        fitted = COLUMN if width <= FITS_A_COLUMN and _panels_across(figure) == 1 else PAGE
         figure.set_size_inches(fitted, min(TALLEST, height * max(SHORT, min(1, fitted / width))))
         _put_legends_below(figure)
     else:
         figure.set_size_inches(max(width, height * SLIDE), max(height, width / SLIDE))
     _wrap_titles(figure)
     return figure
+
+
+def _panels_across(figure: "Figure") -> int:
+    return len({axes.get_subplotspec().colspan.start for axes in figure.axes if axes.get_subplotspec()}) or 1
 
 
 def _put_legends_below(figure: "Figure") -> None:
@@ -139,7 +143,7 @@ def _put_legends_below(figure: "Figure") -> None:
         if not labels:
             continue
         longest = max(len(line) for label in labels for line in label.splitlines() or [""])
-        columns = int(figure.get_figwidth() / (longest * LETTER + 0.4))
+        columns = int(figure.get_figwidth() / (longest * LETTER + 0.45))
         columns = max(1, min(len(labels), columns))
         rows = -(-len(labels) // columns)
         lines = sum(max(label.count("\n") + 1 for label in labels[row::rows]) for row in range(rows))
@@ -156,7 +160,7 @@ def _wrap_titles(figure: "Figure") -> None:
         lines = [part for line in text.get_text().splitlines() for part in textwrap.wrap(line, letters) or [""]]
         text.set_text("\n".join(lines))
 
-    panels = len({axes.get_subplotspec().colspan.start for axes in figure.axes if axes.get_subplotspec()}) or 1
+    panels = _panels_across(figure)
     if figure._suptitle is not None:
         wrap(figure._suptitle, figure.get_figwidth() - 0.2)
     for axes in figure.axes:
