@@ -98,7 +98,8 @@ def test_book_leaves_files_and_a_list_of_them(kernel, tmp_path):
     book.uses(SimpleNamespace(artifact=SimpleNamespace(name="run/ab", stage="run", digest="abcd")))
     content = json.loads((tmp_path / "here" / "book.json").read_text())
     assert content["figures"] == [
-        {"caption": "Accuracy, %", "file": "curve.png", "headline": False, "name": "curve", "table": "curve.csv"}
+        {"caption": "Accuracy, %", "file": "curve.png", "headline": False, "name": "curve"}
+        | {"shows": "", "table": "curve.csv"}
     ]
     assert content["tables"][0]["headline"] is True and content["records"] == {"best": 1.5, "missing": None}
     assert content["artifacts"] == [{"digest": "abcd", "name": "run/ab", "stage": "run"}]
@@ -141,3 +142,29 @@ def test_a_name_that_is_no_file_name_is_refused(kernel, name):
 def test_uses_names_what_it_cannot_take(kernel):
     with pytest.raises(UserError, match="got a int"):
         kernel(CELL).uses(3)
+
+
+@pytest.mark.parametrize("photograph", [False, True])
+def test_a_heavy_drawing_is_shown_in_few_colours_and_a_photograph_as_it_is(photograph):
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from cilkit.workbook.book import HEAVY, lighter
+
+    random = np.random.default_rng(0)
+    places, colours = random.integers(0, 2000, (500, 700)), random.integers(0, 256, (2000, 3), dtype=np.uint8)
+    colours[100:] = colours[random.integers(0, 100, 1900)] if not photograph else colours[100:]
+    buffer = io.BytesIO()
+    Image.fromarray(colours[places]).save(buffer, "png", dpi=(150, 150))
+    png = buffer.getvalue()
+    assert len(png) > HEAVY
+    shown = lighter(png)
+    if photograph:
+        assert shown == png
+    else:
+        with Image.open(io.BytesIO(shown)) as image:
+            assert (np.asarray(image.convert("RGB")) == colours[places]).all() and round(image.info["dpi"][0]) == 150
+        assert len(shown) < len(png) / 2
+    assert lighter(png[:HEAVY]) == png[:HEAVY]  # a light one is not looked at
