@@ -125,6 +125,7 @@ def side_by_side(make: Callable[[str], Any], arms: Mapping[str, tuple[Run, str |
     import os
     from concurrent.futures import ThreadPoolExecutor
 
+    import scipy.linalg  # noqa: F401  (it has a BLAS of its own, which is limited only once it is loaded)
     from threadpoolctl import threadpool_limits
 
     if not arms:
