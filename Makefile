@@ -23,6 +23,8 @@ TWO_AT_A_TIME = -n 2 --dist loadfile --no-loadscope-reorder
 TEST_FOLDER = $(CURDIR)/build/test
 IN_TEST_FOLDER = CILKIT_ARTIFACTS="$(TEST_FOLDER)/artifacts" CILKIT_REPORT_DIR="$(TEST_FOLDER)/figures"
 
+WITH_NBVAL = $(BIN)/python -m pytest -p tests.longest_first -p tests.dead_kernels -p tests.live_endpoint $(TWO_AT_A_TIME) \
+  --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 # Notebooks in JupyterLab, by a browser: they find the artifacts that the notebooks' own tests made.
 IN_LAB = tests/browser/test_notebooks.py
 
@@ -48,12 +50,12 @@ test-notebooks: .venv/.all
 	rm -rf "$(TEST_FOLDER)"
 	mkdir -p "$(TEST_FOLDER)"
 	$(BIN)/python -m tests.small_notebooks "$(TEST_FOLDER)/notebooks"
-	$(IN_TEST_FOLDER) $(BIN)/python -m pytest -p tests.longest_first -p tests.dead_kernels -p tests.live_endpoint \
-	  $(TWO_AT_A_TIME) --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -m "not slow" $(NOTEBOOKS) "$(TEST_FOLDER)/notebooks" $(IN_LAB)
+	$(IN_TEST_FOLDER) $(WITH_NBVAL) -m "not slow" $(NOTEBOOKS) "$(TEST_FOLDER)/notebooks" $(IN_LAB)
 
 test-slow: .venv/.all
 	$(BIN)/python -m pytest tests -m slow --ignore=$(IN_LAB)
-	mkdir -p "$(TEST_FOLDER)"
+	$(BIN)/python -m tests.small_notebooks "$(TEST_FOLDER)/seldom" seldom
+	$(IN_TEST_FOLDER) $(WITH_NBVAL) "$(TEST_FOLDER)/seldom"
 	$(IN_TEST_FOLDER) $(BIN)/python -m pytest $(IN_LAB)
 
 lab: .venv/.ok

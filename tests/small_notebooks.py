@@ -1,5 +1,8 @@
 """Notebooks prepared with the small parameter files: `python -m tests.small_notebooks FOLDER`, before nbval runs them.
 
+`… FOLDER seldom` prepares those that are left to the long tests: what is peculiar to them is read, painted or asked in
+the unit tests of every run, and the notebook's way is that of one that stays.
+
 Those of one notebook follow each other in one file, `<notebook>-small.ipynb`: a kernel's imports take longer than most
 of them. A cell between two of them forgets every name, so that none leans on the one before.
 
@@ -29,8 +32,18 @@ ROOT = Path(__file__).resolve().parents[1]
 MADE = "build/test/data/"  # where models are laid out
 
 
-def small_files() -> list[Path]:
-    return sorted(ROOT.glob("params/[0-9]*/small/*.yaml"))  # those of sweeps are no notebook's
+SELDOM = {
+    # loaders: test_benchmarks reads every one in its format
+    "00_start_here": "cifar10 domainnet flowers102 food101 imagenet100 imagenet_r inat_plants omniglot pets",
+    "02_image_synthesis": "sdxl",  # test_diffusion paints with every kind of pipeline
+    "04_slca": "cars196 cub200",
+    "06_generative_classifier": "blip2",  # test_vlm answers with every kind of model
+}
+
+
+def small_files(seldom: bool = False) -> list[Path]:
+    files = sorted(ROOT.glob("params/[0-9]*/small/*.yaml"))  # those of sweeps are no notebook's
+    return [file for file in files if (file.stem in SELDOM.get(file.parts[-3], "").split()) == seldom]
 
 
 def prepare(path: Path, folder: Path) -> Path:
@@ -72,5 +85,5 @@ def chain(paths: list[Path], folder: Path) -> Path:
 if __name__ == "__main__":
     logging.getLogger("papermill").setLevel("ERROR")  # it reads annotations by a pattern that unions do not fit
     out = Path(sys.argv[1])
-    for _, files in itertools.groupby(small_files(), key=lambda file: file.parts[-3]):
+    for _, files in itertools.groupby(small_files("seldom" in sys.argv[2:]), key=lambda file: file.parts[-3]):
         print(chain([prepare(file, out.with_name("parts")) for file in files], out))

@@ -22,7 +22,8 @@ PLUGGED += [f"{name}+future_replay" for name in ("lwf", "icarl")]
 ALL = [*learners.NAMES, *PLUGGED]
 # Each plug-in goes with some learners in every run of the tests, and with all of them in the long one.
 OFTEN = {f"{name}+synthetic_replay" for name in ("icarl", "der", "lwf", "podnet")}
-SELDOM = {name for name in ALL if name.endswith("+synthetic_replay")} - OFTEN
+OFTEN |= {f"{name}+alignment" for name in ("ewc", "lwf", "bic", "l2p")}
+SELDOM = {name for name in ALL if name.endswith(("+synthetic_replay", "+alignment"))} - OFTEN
 EACH = [pytest.param(name, marks=pytest.mark.slow) if name in SELDOM else name for name in ALL]
 
 

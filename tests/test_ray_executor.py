@@ -73,6 +73,7 @@ def gone(pid, seconds=5):
     return True
 
 
+@pytest.mark.slow  # Ray takes 11 s to start; `test_driving` has the driver, `test_chaos` jobs that are killed
 def test_how_a_job_ended_is_said(home, job, tmp_path):
     seen = "import json, os\n\njson.dump({**os.environ, 'x': x}, open(f'{os.environ[\"CILKIT_RUN\"]}.json', 'w'))"
     killing = f"import os, signal\n\nopen('{tmp_path}/pid', 'w').write(str(os.getpid()))\nos.kill(os.getppid(), 9)"
@@ -106,6 +107,7 @@ def test_how_a_job_ended_is_said(home, job, tmp_path):
     assert gone(int((tmp_path / "pid").read_text()))
 
 
+@pytest.mark.slow
 def test_room_is_what_is_not_taken_and_what_never_fits_is_said(home, job, tmp_path):
     executor = RayExecutor(limit=3)
     try:

@@ -82,8 +82,8 @@ def test_a_run_paints_for_every_task_and_goes_on_to_the_same_bytes(painted, stre
 
     tick, ticks = incremental._Record.tick, []
 
-    def stopping(self, moment):
-        tick(self, moment)
+    def stopping(self, moment, **told):
+        tick(self, moment, **told)
         ticks.append(moment)
         if len(ticks) == 3:  # in the second task, whose images are painted
             raise KeyboardInterrupt

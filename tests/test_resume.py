@@ -17,10 +17,10 @@ PIPELINE = Path(__file__).parent / "pipeline.py"
 LIMIT = 240  # seconds until a pipeline counts as stuck
 
 
-def start(root: Path) -> subprocess.Popen:
+def start(root: Path, workers: int = 2) -> subprocess.Popen:
     environment = os.environ | {"CILKIT_ARTIFACTS": str(root), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.Popen(
-        [sys.executable, str(PIPELINE)],
+        [sys.executable, str(PIPELINE), str(workers)],
         env=environment,
         start_new_session=True,  # so that a kill takes its workers along
         stdout=subprocess.PIPE,
@@ -34,8 +34,8 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def finish(root: Path) -> None:
-    process = start(root)
+def finish(root: Path, workers: int = 2) -> None:
+    process = start(root, workers)
     out, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, out[-3000:]
 
@@ -51,7 +51,7 @@ def snapshot(root: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("undisturbed")
-    finish(root)
+    finish(root, workers=1)  # the bytes do not depend on it, and a process more takes its time to start
     return root
 
 

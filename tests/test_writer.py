@@ -39,15 +39,19 @@ def test_at_most_one_painted_batch_is_not_on_the_disk(plan, tmp_path, monkeypatc
 
 
 def test_painting_goes_on_while_a_batch_is_written(plan, tmp_path, monkeypatch):
-    """Painting and writing 0.1 s each, 7 batches: one after the other takes 1.4 s, side by side 0.8 s."""
-    write = artifacts.write_parquet
-    job = begun(plan, tmp_path, painter := Squares(seconds=0.1))
-    monkeypatch.setattr(
-        artifacts, "write_parquet", lambda file, table: (time.sleep(0.1 * ("-" in file.name)), write(file, table))
-    )
-    start = time.perf_counter()
+    """7 batches: while one is written, slowly, the next is painted, so calls of the painter come between."""
+    write, painted = artifacts.write_parquet, []
+    job = begun(plan, tmp_path, painter := Squares(seconds=0.05))
+
+    def slowly(file, table):
+        before = painter.calls
+        time.sleep(0.1 * ("-" in file.name))
+        write(file, table)
+        painted.append(painter.calls - before)
+
+    monkeypatch.setattr(artifacts, "write_parquet", slowly)
     list(work(job, painter))
-    assert time.perf_counter() - start < 1.25
+    assert painter.calls == 7 and sum(painted) >= 4
 
 
 def test_error_of_writing_stops_the_painter_at_the_next_batch(plan, tmp_path, monkeypatch):
