@@ -115,9 +115,10 @@ def case(seed):
     return names, written, encode, ["{}", "a photo of a {}"][seed // 2 % 2], bool(random.integers(2))
 
 
-def test_the_matcher_equals_plain_loops_on_10000_cases():
+@pytest.mark.parametrize("cases", [2_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_the_matcher_equals_plain_loops(cases):
     exact = ties = empty = 0
-    for seed in range(10_000):
+    for seed in range(cases):
         names, written, encode, template, spaced = case(seed)
         labels, scores = NameMatcher(names, encode, template, spaced).predict(written)
         expected, table = match(names, written, encode, template, spaced)
@@ -127,7 +128,7 @@ def test_the_matcher_equals_plain_loops_on_10000_cases():
         exact += (scores.max(1) > 1.000005).sum()
         empty += sum(not read(text) for text in written)
         ties += ((scores == scores.max(1, keepdims=True)).sum(1) > 1).sum()
-    assert exact > 10_000 and ties > 5_000 and empty > 5_000  # the cases are what they are meant to be
+    assert exact > cases and ties > cases / 2 and empty > cases / 2  # the cases are what they are meant to be
 
 
 def test_an_answer_s_scores_are_its_own_whatever_else_is_answered():

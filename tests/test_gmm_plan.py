@@ -181,6 +181,7 @@ def test_the_released_run_s_images():
     assert sorted(made.names) == sorted(presets.benchmarks.class_names("imagenet_r"))
 
 
+@pytest.mark.slow  # the numbers in it are those of the tests above
 def test_a_table_and_one_last_line_of_json(monkeypatch, capsys):
     monkeypatch.setattr(gmm_plan, "config_of", lambda name: config())
     monkeypatch.setattr("sys.argv", ["gmm_plan.py", str(PRESET)])
