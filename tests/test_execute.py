@@ -37,11 +37,14 @@ def _is_gone(pid):
     return state.stdout.strip()[:1] in ("", "Z")
 
 
-def test_a_run_leaves_output_status_and_book_and_is_not_repeated(write_notebook, tmp_path):
+def test_a_run_leaves_output_status_and_book_and_is_not_repeated(write_notebook, tmp_path, monkeypatch):
+    gone_to = []
+    monkeypatch.setattr(os, "chdir", gone_to.append)
     path = write_notebook("01_{x}", "book.record(twice=2 * x)\nprint(type(x), x)", parameters="x: float = 1.0")
     output = tmp_path / "out" / "01.ipynb"
     status = run_notebook(path, {"x": "1e-4"}, output)
     assert status.ok and status == read_status(output) and not output.with_suffix(".part.ipynb").exists()
+    assert not gone_to, "other threads are in this directory too"
     assert status.notes == ["x: '1e-4' was read as 0.0001, as declared (float)."]
     assert "<class 'float'> 0.0001" in _printed(output)
     book = json.loads((tmp_path / "out" / "01" / "book.json").read_text())

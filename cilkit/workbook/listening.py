@@ -12,6 +12,7 @@ from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_output
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
+from papermill.iorw import LocalHandler, papermill_io
 from papermill.log import logger
 
 from cilkit.hiding import Sieve, hidden
@@ -95,3 +96,6 @@ class Engine(NBClientEngine):
 
 
 papermill_engines.register(NAME, Engine)
+# papermill's handler of files changes the directory of the whole process around each save, which several at once do not
+# bear: one may leave another's behind. Our paths begin at the root and need none.
+papermill_io.register("/", LocalHandler())
