@@ -54,7 +54,8 @@ def heat_map(table, title: str, xlabel: str, ylabel: str, unit: str, top: float 
         for (row, column), value in np.ndenumerate(values):
             if not np.isnan(value):
                 ink = "black" if value > 0.55 * top else "white"
-                axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", fontsize=8, color=ink)
+                text = axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", fontsize=8, color=ink)
+                text.set_in_layout(False)  # lies in its cell; to measure each is a fifth of the drawing
     long = max(len(str(name)) for name in table.columns) > 7
     turn = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if long else {}
     axes.set_xticks(range(columns), [str(name) for name in table.columns], **turn)
