@@ -433,7 +433,8 @@ def test_a_ray_node_that_is_lost_costs_only_its_running_cells(house, grid, monke
     monkeypatch.setenv("PYTHONPATH", str(PACKAGE))
     node = {"num_cpus": 2, "object_store_memory": 80 << 20}
     with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as short:  # names of sockets have a limit
-        head = node | {"include_dashboard": False, "temp_dir": short}
+        monkeypatch.setenv("RAY_TMPDIR", short)
+        head = node | {"include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             lost = cluster.add_node(**node)
