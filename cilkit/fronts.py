@@ -1,6 +1,7 @@
 """What an accuracy costs: arms over seconds or bytes, and the front of those that no other arm beats at both."""
 
 import string
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,6 @@ def accuracy_against(
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: words(x) if x >= least * 0.99 else "nothing"))
     plotstyle.references(axes, chance, joint)
-    axes.set(xlabel=f"{cost}, logarithmic", ylabel=value, title=title)
+    axes.set(xlabel=f"{cost}, logarithmic", ylabel=value, title=textwrap.fill(title, 62))
     plotstyle.legend_beside(axes)
     return figure

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from cilkit import fronts, metrics
 from cilkit.road.leaderboard import leaderboard
@@ -127,7 +128,8 @@ def test_the_front_is_what_no_other_arm_beats():
 def test_a_front_shows_every_arm_chance_joint_training_and_units():
     rows = [("a", 0.0, 50.0, math.nan), ("b", 2e6, 70.0, 1.0), ("c $x$", 4e6, 60.0, 2.0)]
     table = pd.DataFrame(rows, columns=["arm", "cost", "value", "spread"])
-    figure = fronts.accuracy_against(table, "bytes stored", fronts.words_of_bytes, chance=10.0, joint=93.0)
+    lines, title = {"chance": 10.0, "joint": 93.0}, "long $x$ " * 40
+    figure = fronts.accuracy_against(table, "bytes stored", fronts.words_of_bytes, **lines, title=title)
     (axes,) = figure.axes
     assert "logarithmic" in axes.get_xlabel() and "%" in axes.get_ylabel()
     named = [text.get_text() for text in axes.get_legend().get_texts()]
@@ -138,6 +140,8 @@ def test_a_front_shows_every_arm_chance_joint_training_and_units():
     figure.canvas.draw()
     ticks = [label.get_text() for label in axes.get_xticklabels()]
     assert ticks[:2] == ["nothing", "1 MB"]
+    (shown,) = axes.findobj(lambda part: isinstance(part, Text) and part.get_text().count("$x$") == 40)
+    assert shown.get_window_extent().x1 < figure.bbox.x1
 
 
 def test_a_picture_has_another_key_when_what_it_shows_is_another(rows):
