@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_learners_gmm import NAMES, changed, create, gradients, named, start, weights
+from tiny_gmm import NAMES, changed, create, gradients, named, start, weights
 
 from cilkit import learners
 from cilkit.errors import UserError
