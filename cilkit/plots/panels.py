@@ -8,6 +8,7 @@ import numpy as np
 
 from cilkit import plotstyle
 from cilkit.errors import UserError
+from cilkit.plots import parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,12 +100,7 @@ def small_heat_map(axes: "Axes", values: np.ndarray, top: float = 100.0, room: f
     picture = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", vmin=0, vmax=top)
     n = len(values)
     if room / n >= 0.2:
-        for (row, column), value in np.ndenumerate(values):
-            if not np.isnan(value):
-                ink = "black" if value > 0.55 * top else "white"
-                size = min(8, 28 * room / n)
-                text = axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=size, color=ink)
-                text.set_in_layout(False)  # lies in its cell; to measure each is a fifth of the drawing
+        parts.write_in_cells(axes, values, top, size=min(8, 28 * room / n))
     ticks = range(0, n, -(-n // 10))
     axes.set_xticks(ticks, [str(i + 1) for i in ticks])
     axes.set_yticks(ticks, [str(i + 1) for i in ticks])

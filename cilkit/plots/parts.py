@@ -9,6 +9,7 @@ from cilkit import plotstyle
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -51,11 +52,7 @@ def heat_map(table, title: str, xlabel: str, ylabel: str, unit: str, top: float 
     figure, axes = plotstyle.figure(min(10, 0.52 * columns + 2.9), min(9, 0.42 * rows + 1.9))
     picture = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", vmin=0, vmax=top, aspect="auto")
     if max(rows, columns) <= 20:
-        for (row, column), value in np.ndenumerate(values):
-            if not np.isnan(value):
-                ink = "black" if value > 0.55 * top else "white"
-                text = axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", fontsize=8, color=ink)
-                text.set_in_layout(False)  # lies in its cell; to measure each is a fifth of the drawing
+        write_in_cells(axes, values, top, digits)
     long = max(len(str(name)) for name in table.columns) > 7
     turn = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if long else {}
     axes.set_xticks(range(columns), [str(name) for name in table.columns], **turn)
@@ -68,3 +65,12 @@ def heat_map(table, title: str, xlabel: str, ylabel: str, unit: str, top: float 
         spine.set_visible(False)
     figure.colorbar(picture, ax=axes, label=unit, fraction=0.05, pad=0.02).outline.set_visible(False)
     return figure
+
+
+def write_in_cells(axes: "Axes", values: np.ndarray, top: float, digits: int = 0, size: float = 8) -> None:
+    """The numbers of a heat map from 0 to `top` in their cells, black on light and white on dark; none for NaN."""
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            ink = "black" if value > 0.55 * top else "white"
+            text = axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", fontsize=size, color=ink)
+            text.set_in_layout(False)  # lies in its cell; to measure each is a fifth of the drawing
